@@ -8,6 +8,7 @@ A stage is a module `penjing.stages.<verb>` with
     class Config(penjing.config.Config): ...
     def run(config, inputs, out, job) -> dict     figures of the result, JSON values, shown by `status` and the report
     def price(config, inputs) -> Estimate         what it will cost, from estimates of the inputs; touches no data
+    def external(config) -> list[Path]            optional: files outside the run that the settings name; their content counts
 
 `inputs` maps each name to a Path, to None for an absent optional (`?`) input, to a list of paths for a many (`*`) input.
 `out` exists, is empty on a fresh start, and holds what an interrupted run left behind otherwise: the stage goes on from it.
@@ -24,6 +25,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from penjing.rundir import VOLATILE
+
+__all__ = ["CHECKPOINT", "CORPUS", "FILES", "SCORES", "TOKENIZER", "TOKENS", "VOLATILE", "Estimate", "Inputs", "Job"]
+
 CORPUS = "corpus"
 """Directory with corpus.json and Parquet shards."""
 TOKENS = "tokens"
@@ -37,8 +42,6 @@ SCORES = "scores"
 FILES = "files"
 """Any directory."""
 
-VOLATILE = frozenset({"metrics.jsonl", "log.txt", "tensorboard", "state", "stage.json", "samples-live.txt", "wandb"})
-"""Names inside a stage's directory that do not count as content: timings, logs, resume state."""
 
 Inputs = Mapping[str, Any]
 

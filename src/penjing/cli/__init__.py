@@ -1,1 +1,1 @@
-
+"""The command line: one file per command, results on stdout, everything else on stderr."""
