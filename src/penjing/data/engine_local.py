@@ -1,0 +1,197 @@
+"""Worker processes of our own: `python -m penjing.data.engine_worker`, one JSON line in, one JSON line out.
+
+They are fresh interpreters that import only what the function needs, never the user's script, so a script without a
+main guard cannot hang. A worker that dies is seen at once as the end of its pipe; its unit is tried once more in a
+fresh worker and then named in the fault. A unit that has used no processor time for a while is reported, and given
+up after `GIVE_UP_SECONDS`.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import selectors
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import IO, Any
+
+from penjing import errors
+from penjing.console import say
+from penjing.contract import Job
+from penjing.data.engine import Function, Unit, place_of, stop_if_asked
+from penjing.errors import PenjingError, fault
+
+REPORT_IDLE_SECONDS = 20.0
+GIVE_UP_SECONDS = float(os.environ.get("PENJING_GIVE_UP_SECONDS", "900"))
+ATTEMPTS = 2
+
+
+@dataclass
+class _Worker:
+    process: subprocess.Popen[bytes]
+    index: int | None = None
+    buffer: bytes = b""
+    cpu_s: float = 0.0
+    moved: float = 0.0
+    reported: bool = False
+
+
+def run_processes(function: Function, units: Sequence[Unit], waiting: list[int], *, job: Job,
+                  label: str) -> Iterator[tuple[int, Any]]:
+    """Yield (index, result) as units finish; at most `job.workers` processes."""
+    place = place_of(function)
+    queue = list(reversed(waiting))
+    attempts = dict.fromkeys(waiting, 0)
+    selector = selectors.DefaultSelector()
+    workers: list[_Worker] = []
+    failure: BaseException | None = None
+    try:
+        while (queue and failure is None) or any(worker.index is not None for worker in workers):
+            if job.stop():
+                break
+            if failure is None:
+                while queue and len(workers) < job.workers:
+                    workers.append(_start(selector))
+                for worker in workers:
+                    if worker.index is None and queue:
+                        worker.index = queue.pop()
+                        attempts[worker.index] += 1
+                        _give(worker, place, units[worker.index])
+            for key, _ in selector.select(timeout=0.5):
+                worker = key.data
+                try:
+                    line = _line(worker)
+                    if line is None:
+                        continue
+                    index = worker.index
+                    assert index is not None
+                    worker.index = None
+                    yield index, _answer(line, units[index])
+                except _Died:
+                    _retire(selector, workers, worker)
+                    if worker.index is None:
+                        continue
+                    what = f"worker died ({_how(worker.process)}) on unit '{units[worker.index]['name']}'"
+                    if attempts[worker.index] < ATTEMPTS:
+                        say(f"  {label}: {what}; trying it once more in a fresh worker")
+                        queue.append(worker.index)
+                    else:
+                        failure = failure or PenjingError(fault(
+                            f"{what}, {ATTEMPTS} times", where=label,
+                            fix="too little memory, or input that crashes a library: run with fewer workers, or look "
+                            "at that unit's file; everything finished so far is kept"))
+                except PenjingError as error:
+                    failure = failure or error
+            _watch(workers, units, label)
+        if failure is not None:
+            raise failure
+        stop_if_asked(job, label)
+    finally:
+        for worker in list(workers):
+            _retire(selector, workers, worker)
+        selector.close()
+
+
+class _Died(Exception):  # noqa: N818 - a signal between the two functions below
+    pass
+
+
+def _start(selector: selectors.BaseSelector) -> _Worker:
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
+    for name in ("OMP_NUM_THREADS", "NUMBA_NUM_THREADS", "POLARS_MAX_THREADS"):
+        environment[name] = "1"
+    process = subprocess.Popen([sys.executable, "-m", "penjing.data.engine_worker"], stdin=subprocess.PIPE,
+                               stdout=subprocess.PIPE, env=environment)
+    assert process.stdout is not None
+    os.set_blocking(process.stdout.fileno(), False)
+    worker = _Worker(process, moved=time.monotonic())
+    selector.register(process.stdout, selectors.EVENT_READ, worker)
+    return worker
+
+
+def _give(worker: _Worker, place: str, unit: Unit) -> None:
+    worker.moved, worker.reported = time.monotonic(), False
+    pipe = _pipe(worker.process.stdin)
+    try:
+        pipe.write(json.dumps({"place": place, "unit": unit}).encode() + b"\n")
+        pipe.flush()
+    except BrokenPipeError:
+        return  # its end of the other pipe says so too, and that is where a death is handled
+
+
+def _line(worker: _Worker) -> bytes | None:
+    block = os.read(_pipe(worker.process.stdout).fileno(), 1 << 20)
+    if not block:
+        raise _Died
+    worker.buffer += block
+    if b"\n" not in block:
+        return None
+    line, _, worker.buffer = worker.buffer.partition(b"\n")
+    return line
+
+
+def _answer(line: bytes, unit: Unit) -> Any:
+    answer = json.loads(line)
+    if "result" in answer:
+        return answer["result"]
+    kind = getattr(errors, answer["kind"], None)
+    if isinstance(kind, type) and issubclass(kind, PenjingError):
+        raise kind(answer["text"])
+    raise PenjingError(f"unit '{unit['name']}' failed in a worker:\n{answer['text']}")
+
+
+def _watch(workers: list[_Worker], units: Sequence[Unit], label: str) -> None:
+    import psutil
+
+    now = time.monotonic()
+    for worker in workers:
+        if worker.index is None or now - worker.moved < 1.0:
+            continue
+        try:
+            times = psutil.Process(worker.process.pid).cpu_times()
+        except psutil.NoSuchProcess:
+            continue
+        if times.user + times.system > worker.cpu_s + 0.01:
+            worker.cpu_s, worker.moved, worker.reported = times.user + times.system, now, False
+            continue
+        idle, name = now - worker.moved, units[worker.index]["name"]
+        if idle > REPORT_IDLE_SECONDS and not worker.reported:
+            worker.reported = True
+            say(f"  {label}: unit '{name}' has used no processor time for {idle:.0f} s (waiting for a disk or hung); "
+                f"given up after {GIVE_UP_SECONDS:.0f} s")
+        if idle > GIVE_UP_SECONDS:
+            worker.process.kill()
+
+
+def _retire(selector: selectors.BaseSelector, workers: list[_Worker], worker: _Worker) -> None:
+    workers.remove(worker)
+    selector.unregister(_pipe(worker.process.stdout))
+    busy = worker.index is not None
+    try:
+        _pipe(worker.process.stdin).close()
+    except BrokenPipeError:
+        busy = True
+    if busy and worker.process.poll() is None:
+        try:
+            worker.process.wait(timeout=0.2)
+        except subprocess.TimeoutExpired:
+            worker.process.kill()
+    worker.process.wait()
+    _pipe(worker.process.stdout).close()
+
+
+def _how(process: subprocess.Popen[bytes]) -> str:
+    code = process.returncode
+    if code is not None and code < 0:
+        name = signal.Signals(-code).name
+        return f"killed by {name}" + (", often the sign of too little memory" if name == "SIGKILL" else "")
+    return f"exit status {code}"
+
+
+def _pipe(pipe: IO[bytes] | None) -> IO[bytes]:
+    assert pipe is not None
+    return pipe
