@@ -1,1 +1,1 @@
-
+"""Scores of models, with the uncertainty of each."""

@@ -1,1 +1,1 @@
-
+"""Text out of a model."""

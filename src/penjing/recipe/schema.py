@@ -86,6 +86,11 @@ def check(source: Source, *, sets: Sequence[str] = ()) -> Recipe:
     return recipe
 
 
+def is_name(text: str) -> bool:
+    """Whether `text` may name a stage: lower-case letters, digits and dashes."""
+    return _NAME.fullmatch(text) is not None
+
+
 def stage_names(value: Any) -> list[str]:
     """The stage names in one input's value (a name, a Path, a list of both, or None)."""
     items = value if isinstance(value, list) else [value]

@@ -1,0 +1,84 @@
+"""`penjing list WHAT`: what there is, by name, with one line each."""
+
+from __future__ import annotations
+
+import ast
+import importlib.util
+import json
+from enum import Enum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from penjing import lookup
+from penjing.cli.tables import print_table
+
+app = typer.Typer(add_completion=False)
+
+
+class What(str, Enum):
+    """What can be listed."""
+
+    stages = "stages"
+    recipes = "recipes"
+    rules = "rules"
+    families = "families"
+    objectives = "objectives"
+    importance = "importance"
+
+
+@app.command("list")
+def list_(
+    what: Annotated[What, typer.Argument(help="What to list.")],
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")] = False,
+) -> None:
+    """List stages, recipes, rules, families, objectives or importance metrics."""
+    rows = _ROWS[what]()
+    if as_json:
+        print(json.dumps({"version": 1, what.value: [{"name": name, "about": about} for name, about in rows]},
+                         ensure_ascii=False, indent=2))
+        return
+    print_table(["name", "about"], [[name, about] for name, about in rows])
+
+
+def _modules(package: str, skip: frozenset[str] = frozenset()) -> list[tuple[str, str]]:
+    return [(name, _first_line(f"{package}.{name.replace('-', '_')}")) for name in lookup.names(package) if name not in skip]
+
+
+def _recipes() -> list[tuple[str, str]]:
+    from penjing.recipe import source
+
+    return [(name, str(source.read(name).values.get("about", ""))) for name in source.shipped()]
+
+
+def _rules() -> list[tuple[str, str]]:
+    from penjing.data import rules
+
+    return rules.describe()
+
+
+def _importance() -> list[tuple[str, str]]:
+    from penjing.stages import prune
+
+    return prune.importance_names()
+
+
+def _first_line(module: str) -> str:
+    """First line of a module's docstring, read from its source so that nothing is imported."""
+    spec = importlib.util.find_spec(module)
+    if spec is None or spec.origin is None:
+        return ""
+    text = ast.get_docstring(ast.parse(Path(spec.origin).read_text(encoding="utf-8"))) or ""
+    return text.partition("\n")[0]
+
+
+_OBJECTIVES = frozenset({"example", "packing", "stream", "blend", "shards", "explain", "indexed"})
+_ROWS = {
+    What.stages: lambda: _modules("penjing.stages"),
+    What.recipes: _recipes,
+    What.rules: _rules,
+    What.families: lambda: _modules("penjing.models.families"),
+    What.objectives: lambda: _modules("penjing.objectives", _OBJECTIVES),
+    What.importance: _importance,
+}
