@@ -1,0 +1,80 @@
+"""Every table names exactly the weights that transformers makes, with their shapes, and the counts follow from it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from penjing.errors import InputError
+from penjing.models import axes, cost, tiny
+from penjing.models.checkpoint import open_checkpoint
+from penjing.models.family import names, of
+
+
+@pytest.mark.parametrize("case", tiny.CASES)
+def test_table_is_the_state_dict(case: str, tmp_path: Path) -> None:
+    model = tiny.save(case, tmp_path)
+    checkpoint = open_checkpoint(tmp_path)
+    family = of(checkpoint.config)
+    table = family.tensors(checkpoint.config)
+    found = family.match(checkpoint.config, checkpoint.names)
+    assert {name: tensor.shape for name, tensor in table.items()} == {
+        name: checkpoint.shape(found[name]) for name in table
+    }
+    state = model.state_dict()
+    assert set(state) == set(table) | (set(family.tied_aliases(checkpoint.config)) & set(state))
+    assert cost.count_parameters(checkpoint.config) == sum(parameter.numel() for parameter in model.parameters())
+
+
+@pytest.mark.parametrize("case", tiny.CASES)
+def test_flops_are_six_per_weight_plus_attention(case: str) -> None:
+    config = tiny.make(case).config.to_dict()
+    family = of(config)
+    sizes = family.sizes(config)
+    tables = sum(tensor.kind == "embedding" for tensor in family.tensors(config).values())
+    assert tables >= 1
+    per_token = cost.flops_per_token(config, sequence_length=16)
+    assert per_token < 6 * (cost.count_parameters(config) + sizes["vocab"] * sizes["hidden"]) + 1e5
+    assert per_token > cost.flops_per_token(config, sequence_length=8) > 0
+
+
+def test_every_family_has_a_case() -> None:
+    assert {tiny.CASES[case][0] for case in tiny.CASES} >= {name.replace("-", "_") for name in names()}
+
+
+def test_head_rows_of_a_fused_projection() -> None:
+    sizes, kept = {"head": 4, "head_dim": 2}, {"head": [0, 2]}
+    gathered = {
+        label: axes.gather(label, sizes, kept).tolist()
+        for label in ("head*3*head_dim", "head*head_dim", "head*2*head_dim")
+    }
+    assert gathered["head*3*head_dim"] == [0, 1, 2, 3, 4, 5, 12, 13, 14, 15, 16, 17]
+    assert gathered["head*head_dim"] == [0, 1, 4, 5]
+    assert gathered["head*2*head_dim"] == [0, 1, 2, 3, 8, 9, 10, 11]
+
+
+def test_rows_of_blocks_that_each_hold_three_parts() -> None:
+    label, sizes = "head/2*3*head%2*head_dim", {"head": 4, "head_dim": 1}
+    assert axes.gather(label, sizes, {"head": [1, 2]}).tolist() == [1, 3, 5, 6, 8, 10]
+    assert axes.gather(label, sizes, {"head": [0, 1, 2, 3]}) is None
+
+
+def test_unknown_architecture_says_what_to_write_where() -> None:
+    with pytest.raises(
+        InputError,
+        match=r"unknown architecture 'lama'.*write its table of axes in models/families/lama.py.*"
+        r"did you mean 'llama'",
+    ):
+        of({"model_type": "lama"})
+
+
+def test_missing_and_extra_tensors_are_named(tmp_path: Path) -> None:
+    tiny.save("llama", tmp_path)
+    checkpoint = open_checkpoint(tmp_path)
+    family = of(checkpoint.config)
+    with pytest.raises(InputError, match=r"1 of the 30 tensors of llama are missing, first 'model.norm.weight'"):
+        family.match(checkpoint.config, [name for name in checkpoint.names if name != "model.norm.weight"])
+    with pytest.raises(InputError, match=r"1 tensors are in no row of the llama table, first 'model.extra'"):
+        family.match(checkpoint.config, [*checkpoint.names, "model.extra"])
+    family.match(checkpoint.config, [*checkpoint.names, "model.layers.0.self_attn.rotary_emb.inv_freq"])
