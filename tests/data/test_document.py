@@ -70,5 +70,6 @@ def test_a_vanished_or_damaged_shard_is_named(tmp_path: Path) -> None:
 
 
 def test_shards_of_others_are_counted_from_their_columns(tmp_path: Path) -> None:
-    pq.write_table(pa.table({"id": ["a"], "text": ["四个汉字"], "lang": ["zh"], "source": ["x"]}), tmp_path / "p.parquet")
+    table = pa.table({"id": ["a"], "text": ["四个汉字"], "lang": ["zh"], "source": ["x"]})
+    pq.write_table(table, tmp_path / "p.parquet")
     assert finish_corpus(tmp_path, provenance={}).languages == {"zh": {"documents": 1, "bytes": 12}}

@@ -1,0 +1,99 @@
+"""Parquet and CSV files as documents."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections.abc import Iterator
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from penjing.data.encoding import decode
+from penjing.data.readers import Damage, Options, Record
+from penjing.data.readers.lines import as_record
+from penjing.data.readers.stream import Cut, blocks, open_bytes
+from penjing.errors import InputError, fault
+
+
+def row_groups(name: str) -> list[int]:
+    """Bytes of each row group of a Parquet file; InputError when it is not one."""
+    with open_bytes(name) as file:
+        try:
+            metadata = pq.ParquetFile(file).metadata
+        except (pa.ArrowInvalid, OSError) as error:
+            raise InputError(fault("not readable as Parquet", where=name, found=str(error)[:200])) from error
+        return [metadata.row_group(index).total_byte_size for index in range(metadata.num_row_groups)]
+
+
+def read_parquet(name: str, options: Options) -> Iterator[Record | Damage]:
+    """One document per row; offset = row number. A damaged row group is one `Damage`, the next one is tried."""
+    with open_bytes(name) as opened:
+        try:
+            file = pq.ParquetFile(opened)
+        except (pa.ArrowInvalid, OSError) as error:
+            yield Damage(name, 0, "not readable as Parquet", 0, str(error)[:200])
+            return
+        missing = [field for field in options.text_field.split("+") if field not in file.schema_arrow.names]
+        if missing:
+            raise InputError(fault(f"no column '{missing[0]}'", where=name, found=", ".join(file.schema_arrow.names),
+                                   fix="set text_field"))
+        row = 0
+        for group in range(file.metadata.num_row_groups):
+            size = file.metadata.row_group(group).num_rows
+            if group >= options.start and (options.end is None or group < options.end):
+                try:
+                    for record in _group(file, group):
+                        yield from as_record(record, name, row, options)
+                        row += 1
+                    continue
+                except (pa.ArrowInvalid, OSError) as error:
+                    yield Damage(name, row, "damaged row group", size, str(error)[:200])
+            row += size
+
+
+def _group(file: Any, group: int) -> Iterator[dict[str, Any]]:
+    for batch in file.iter_batches(row_groups=[group], batch_size=1024, use_threads=False):
+        for record in batch.to_pylist():
+            if isinstance(record.get("meta"), str):
+                try:
+                    inner = json.loads(record["meta"])
+                except ValueError:
+                    inner = None
+                if isinstance(inner, dict):
+                    del record["meta"]
+                    record = {**inner, **record}
+            yield {key: value.hex() if isinstance(value, bytes) else value for key, value in record.items()}
+
+
+def read_csv(name: str, options: Options) -> Iterator[Record | Damage]:
+    """One document per row under a header line; comma, tab or semicolon; offset = row number."""
+    data = bytearray()
+    with open_bytes(name) as file:
+        for block in blocks(file):
+            if isinstance(block, Cut):
+                yield Damage(name, block.offset, block.what)
+                break
+            data += block
+    text, encoding = decode(bytes(data), declared=options.encoding)
+    head = text.partition("\n")[0]
+    delimiter = max(",\t;", key=head.count)
+    rows = csv.DictReader(io.StringIO(text, newline=""), delimiter=delimiter)
+    old_limit = csv.field_size_limit(options.max_record_bytes)
+    number = 0
+    try:
+        for number, row in enumerate(rows, 1):
+            extra = row.pop(None, None)
+            if extra:
+                yield Damage(name, number, "more cells than the header has", 0, str(row)[:200])
+                continue
+            for record in as_record(row, name, number, options):
+                if isinstance(record, dict):
+                    record["encoding"] = encoding
+                yield record
+    except csv.Error as error:
+        yield Damage(name, number + 1, f"not CSV: {error}")
+    finally:
+        csv.field_size_limit(old_limit)
