@@ -1,0 +1,58 @@
+"""The causal objective: predict the next token, inside each document of the row, with prompts weighted as asked."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from penjing.objectives.example import NO_LOSS
+from penjing.objectives.packing import Piece
+
+Arrays = dict[str, NDArray]
+
+
+def allocate(rows: int, width: int) -> Arrays:
+    """Empty decoder-only rows: padding everywhere, no loss anywhere."""
+    return {
+        "tokens_BS": np.zeros((rows, width), np.int64), "targets_BS": np.full((rows, width), NO_LOSS, np.int64),
+        "weights_BS": np.zeros((rows, width), np.float32), "segments_BS": np.zeros((rows, width), np.int32),
+        "positions_BS": np.zeros((rows, width), np.int32),
+    }
+
+
+def fill_row(arrays: Arrays, at: int, pieces: Sequence[Piece], ids: NDArray[np.integer], *, isolate: bool = True,
+             reset_positions: bool = True, prompt_loss_weight: float = 1.0) -> None:
+    """Lay `pieces` of the shard's `ids` into row `at`.
+
+    Isolated, the last token of a document has no target: its successor belongs to another document, and no document
+    predicts another one's first token. A piece that was cut has as last target the document's next token, so no loss
+    is lost at a cut. Not isolated, the row is one segment and joins are predicted too.
+    """
+    tokens, targets = arrays["tokens_BS"][at], arrays["targets_BS"][at]
+    weights, segments, positions = arrays["weights_BS"][at], arrays["segments_BS"][at], arrays["positions_BS"][at]
+    end = 0
+    for number, piece in enumerate(pieces, 1):
+        begin, end = end, end + piece.length
+        tokens[begin:end] = ids[piece.start : piece.start + piece.length]
+        learned = piece.length if piece.goes_on else piece.length - 1
+        targets[begin : begin + learned] = ids[piece.start + 1 : piece.start + 1 + learned]
+        weights[begin : begin + learned] = 1.0
+        if piece.prompt and prompt_loss_weight != 1.0:
+            # The target of the prompt's last token is the answer's first one.
+            masked = min(piece.prompt - (1 if piece.prompt < piece.length or piece.goes_on else 0), learned)
+            weights[begin : begin + masked] = prompt_loss_weight
+            if prompt_loss_weight == 0.0:
+                targets[begin : begin + masked] = NO_LOSS
+        segments[begin:end] = number if isolate else 1
+        if isolate and reset_positions:
+            positions[begin:end] = _COUNT[: piece.length] if piece.length <= len(_COUNT) else np.arange(piece.length)
+        if not isolate and not piece.goes_on and number < len(pieces):
+            targets[end - 1] = ids[pieces[number].start]
+            weights[end - 1] = 1.0
+    if not (isolate and reset_positions):
+        positions[:end] = np.arange(end)
+
+
+_COUNT = np.arange(1 << 16, dtype=np.int32)
