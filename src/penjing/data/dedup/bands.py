@@ -1,0 +1,62 @@
+"""Candidate pairs that share a MinHash band (locality-sensitive hashing)."""
+
+from __future__ import annotations
+
+import numpy as np
+from numba import njit
+
+LONGEST_RUN = 2048
+"""Documents that share a band are paired with at most this many successors."""
+
+
+def band_pairs(bands: np.ndarray, *, old: int = 0) -> tuple[np.ndarray, int]:
+    """(unique pairs (P, 2) int64 with first < second, pairs left out because a run was too long) from (N, bands)
+    uint64.
+
+    The first `old` documents are not paired with each other.
+    """
+    found = []
+    skipped = 0
+    for b in range(bands.shape[1]):
+        column = np.ascontiguousarray(bands[:, b])
+        order = np.argsort(column, kind="stable").astype(np.int64)
+        pairs, left_out = _run_pairs(column, order, old, LONGEST_RUN)
+        found.append(pairs)
+        skipped += int(left_out)
+    if not found:
+        return np.empty((0, 2), np.int64), 0
+    packed = np.unique(
+        np.concatenate([(p[:, 0].astype(np.uint64) << np.uint64(32)) | p[:, 1].astype(np.uint64) for p in found])
+    )
+    return np.stack([packed >> np.uint64(32), packed & np.uint64(0xFFFFFFFF)], axis=1).astype(np.int64), skipped
+
+
+@njit(cache=True, nogil=True)
+def _run_pairs(column, order, old, longest):  # type: ignore[no-untyped-def]
+    n = len(order)
+    number = 0
+    skipped = np.int64(0)
+    for phase in range(2):
+        if phase == 1:
+            pairs = np.empty((number, 2), np.int64)
+        at = 0
+        start = 0
+        while start < n:
+            end = start + 1
+            while end < n and column[order[end]] == column[order[start]]:
+                end += 1
+            size = end - start
+            if phase == 0 and size > longest:
+                skipped += (size - longest) * (size - longest + 1) // 2
+            for i in range(start, end):
+                for j in range(i + 1, min(end, i + longest)):
+                    a, b = order[i], order[j]
+                    if a < old and b < old:
+                        continue
+                    if phase == 1:
+                        pairs[at, 0] = min(a, b)
+                        pairs[at, 1] = max(a, b)
+                    at += 1
+            start = end
+        number = at
+    return pairs, skipped

@@ -1,0 +1,186 @@
+"""Which documents go, for which reason, and which document stays in their place.
+
+All documents are ranked first (documents of an old index, then source priority, length, id, content), so that every
+later step is a function of the set of documents and not of their order or of the number of workers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from penjing.data.dedup.bands import band_pairs
+from penjing.data.dedup.cluster import stars
+from penjing.data.dedup.near import near_pairs, plan_tables
+from penjing.data.dedup.signature import Signatures
+from penjing.data.dedup.verify import similarities
+
+KEEP, URL, EXACT, NEAR = range(4)
+RULES = (None, "url", "exact", "near")
+
+
+@dataclass(frozen=True)
+class Rules:
+    """The switches of a decision."""
+
+    url: bool = True
+    exact: bool = True
+    simhash: bool = True
+    minhash: bool = False
+    distance: int = 8
+    similarity: float = 0.7
+    exact_min_letters: int = 20
+    near_min_tokens: int = 32
+    url_max_texts: int = 20
+    source_priority: Sequence[str] = ()
+
+
+@dataclass(frozen=True)
+class Decisions:
+    """Per document, in the order given: `rule` (N,) int8, `kept` (N,) int64 index of the document that stays, `value`
+    (N,)."""
+
+    rule: np.ndarray
+    kept: np.ndarray
+    value: np.ndarray
+    figures: dict[str, object] = field(default_factory=dict)
+
+
+def decide(table: pa.Table, signatures: Signatures, rules: Rules, *, old: int = 0) -> Decisions:
+    """Decisions over N documents: `table` has id, source and url_key (fixed 16 bytes, null = no address).
+
+    The first `old` documents come from an index: they always stay and are never compared with each other.
+    """
+    order = ranks(table, signatures, rules.source_priority, old=old)
+    count = len(order)
+    signatures = signatures.take(order)
+    rule = np.zeros(count, np.int8)
+    kept = np.arange(count, dtype=np.int64)
+    value = np.zeros(count)
+    figures: dict[str, object] = {}
+    if rules.url:
+        keys, present = _url_keys(table, order)
+        pages, containers = _pages(np.flatnonzero(present), keys, signatures.keys, rules.url_max_texts)
+        figures["addresses_of_many_texts"] = containers
+        _drop_repeats(pages, keys, rule, kept, value, URL, old)
+    if rules.exact:
+        free = np.flatnonzero((rule == KEEP) & (signatures.letters >= rules.exact_min_letters))
+        _drop_repeats(free, signatures.keys, rule, kept, value, EXACT, old)
+    if rules.simhash or rules.minhash:
+        figures.update(_drop_near(signatures, rules, rule, kept, value, old))
+    while not np.array_equal(kept, kept[kept]):
+        kept = kept[kept]
+    back = np.empty(count, np.int64)
+    back[order] = np.arange(count)
+    return Decisions(rule[back], order[kept[back]], value[back], figures)
+
+
+def ranks(table: pa.Table, signatures: Signatures, source_priority: Sequence[str], *, old: int = 0) -> np.ndarray:
+    """(N,) int64: the documents from the best to the worst."""
+    if not len(table):
+        return np.zeros(0, np.int64)
+    place = pc.index_in(table.column("source"), pa.array(list(source_priority), pa.string()))
+    keys = pa.table(
+        {
+            "old": np.arange(len(table)) >= old,
+            "source": pc.fill_null(place, len(source_priority)),
+            "letters": signatures.letters,
+            "id": table.column("id"),
+            "high": signatures.keys[:, 0],
+            "low": signatures.keys[:, 1],
+        }
+    )
+    directions = [
+        ("old", "ascending"),
+        ("source", "ascending"),
+        ("letters", "descending"),
+        ("id", "ascending"),
+        ("high", "ascending"),
+        ("low", "ascending"),
+    ]
+    return pc.sort_indices(keys, sort_keys=directions).to_numpy().astype(np.int64)
+
+
+def _url_keys(table: pa.Table, order: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    column = table.column("url_key").combine_chunks().take(pa.array(order))
+    present = pc.is_valid(column).to_numpy(zero_copy_only=False)
+    raw = pc.fill_null(column, b"\0" * 16)
+    keys = np.frombuffer(b"".join(raw.to_pylist()), ">u8").astype(np.uint64).reshape(-1, 2)
+    return keys, present
+
+
+def _pages(rows: np.ndarray, addresses: np.ndarray, texts: np.ndarray, most: int) -> tuple[np.ndarray, dict[str, int]]:
+    """The rows whose address names a page, and how many do not: an address with more than `most` different texts
+    names a file or a feed that holds many documents, and dropping all but one of them would delete a whole source."""
+    if not len(rows):
+        return rows, {"addresses": 0, "documents": 0}
+    order = rows[np.lexsort((texts[rows, 1], texts[rows, 0], addresses[rows, 1], addresses[rows, 0]))]
+    new_address = np.ones(len(order), bool)
+    new_address[1:] = (addresses[order[1:]] != addresses[order[:-1]]).any(axis=1)
+    new_text = new_address.copy()
+    new_text[1:] |= (texts[order[1:]] != texts[order[:-1]]).any(axis=1)
+    group = np.cumsum(new_address) - 1
+    crowded = np.bincount(group, weights=new_text) > most
+    inside = crowded[group]
+    return np.sort(order[~inside]), {"addresses": int(crowded.sum()), "documents": int(inside.sum())}
+
+
+def _drop_repeats(
+    rows: np.ndarray, keys: np.ndarray, rule: np.ndarray, kept: np.ndarray, value: np.ndarray, what: int, old: int
+) -> None:
+    """Drop every document of `rows` (ascending ranks) whose 128-bit key was seen at a better rank."""
+    if not len(rows):
+        return
+    order = rows[np.lexsort((rows, keys[rows, 1], keys[rows, 0]))]
+    same = np.zeros(len(order), bool)
+    same[1:] = (keys[order[1:]] == keys[order[:-1]]).all(axis=1)
+    first = np.maximum.accumulate(np.where(same, 0, np.arange(len(order))))
+    gone = same & (order >= old)
+    rule[order[gone]] = what
+    kept[order[gone]] = order[first[gone]]
+    value[order[gone]] = 1.0
+
+
+def _drop_near(
+    signatures: Signatures, rules: Rules, rule: np.ndarray, kept: np.ndarray, value: np.ndarray, old: int
+) -> dict[str, object]:
+    free = np.flatnonzero((rule == KEEP) & (signatures.tokens >= rules.near_min_tokens))
+    chosen = signatures.take(free)
+    old_free = int((free < old).sum())
+    found = []
+    skipped = 0
+    figures: dict[str, object] = {}
+    if rules.simhash:
+        plan = plan_tables(len(free), rules.distance)
+        pairs, left_out = near_pairs(chosen.simhash, plan, old=old_free)
+        figures["simhash"] = {
+            "tables": len(plan.masks),
+            "blocks": plan.blocks,
+            "distance": rules.distance,
+            "pairs": len(pairs),
+        }
+        found.append(pairs)
+        skipped += left_out
+    if rules.minhash:
+        pairs, left_out = band_pairs(chosen.bands, old=old_free)
+        figures["minhash"] = {"bands": chosen.bands.shape[1], "pairs": len(pairs)}
+        found.append(pairs)
+        skipped += left_out
+    pairs = np.concatenate(found)
+    if len(found) > 1 and len(pairs):
+        pairs = np.unique(pairs, axis=0)
+    likeness = similarities(pairs, chosen)
+    sure = likeness >= rules.similarity
+    pairs, likeness = pairs[sure], likeness[sure]
+    centre = stars(len(free), pairs)
+    gone = np.flatnonzero(centre != np.arange(len(free)))
+    rule[free[gone]] = NEAR
+    kept[free[gone]] = free[centre[gone]]
+    strength = {(a, b): s for (a, b), s in zip(pairs.tolist(), likeness.tolist(), strict=True)}
+    value[free[gone]] = [strength[centre[d], d] for d in gone.tolist()]
+    figures.update(candidates=len(sure), verified=int(sure.sum()), comparisons_left_out=skipped)
+    return figures

@@ -1,0 +1,316 @@
+"""Text folded to what two copies of it have in common: code points and tokens, by one compiled pass over UTF-8 bytes.
+
+Two tables drive the same kernel. `skeleton_table` keeps letters, numbers and marks only (compatibility forms, case
+and the traditional/simplified difference folded away): the view in which punctuation, spaces and emoji do not exist.
+`language_model_table` keeps punctuation as tokens, folds digits to 0 and ends a sentence at each line feed: the view
+that perplexity is measured on. A token is one Han, kana, Hangul or South-East Asian character, or a run of other
+letters and digits.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib.util
+import unicodedata
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+from numba import njit
+
+SEPARATOR, WORD, SINGLE, IGNORED, BREAK = range(5)
+BREAK_TOKEN = np.uint64(0)
+"""The token that stands for the end of a line in the language-model view; no other token is 0."""
+
+_SINGLE_RANGES = (
+    (0x0E00, 0x0EFF),
+    (0x1000, 0x109F),
+    (0x1780, 0x17FF),
+    (0x1950, 0x19DF),
+    (0x2E80, 0x2FDF),
+    (0x3005, 0x3007),
+    (0x3040, 0x31FF),
+    (0x3400, 0x4DBF),
+    (0x4E00, 0x9FFF),
+    (0xA960, 0xA97F),
+    (0xAC00, 0xD7FF),
+    (0xF900, 0xFAFF),
+    (0x1B000, 0x1B16F),
+    (0x20000, 0x3FFFF),
+)
+
+
+@dataclass(frozen=True)
+class FoldTable:
+    """What each code point becomes. `single[c] >= 0` is its folded code point, `-1 - i` entry `i` of the sequences."""
+
+    kind: np.ndarray
+    single: np.ndarray
+    starts: np.ndarray
+    sequences: np.ndarray
+
+
+@dataclass(frozen=True)
+class Folded:
+    """A folded batch. Document d has code points `points[point_offsets[d]:point_offsets[d+1]]` and likewise tokens
+    (64-bit hashes); `token_points[t]` is where token t begins in `points`."""
+
+    points: np.ndarray
+    point_offsets: np.ndarray
+    tokens: np.ndarray
+    token_offsets: np.ndarray
+    token_points: np.ndarray
+
+
+@functools.cache
+def skeleton_table() -> FoldTable:
+    """NFKD, case-folded, simplified; separators, punctuation, symbols, emoji and joiners vanish."""
+    simplified = _simplified_characters()
+
+    def sequence(code: int, character: str) -> list[int]:
+        folded = unicodedata.normalize("NFKD", character).casefold() if not 0xAC00 <= code <= 0xD7A3 else character
+        kept = [
+            ord(simplified.get(c, c)) for c in folded if unicodedata.category(c)[0] in "LNM" and not _vanishes(ord(c))
+        ]
+        return kept[: len(character.encode())]  # never longer than the UTF-8 it replaces, so buffers cannot overflow
+
+    def kind(code: int, category: str) -> int:
+        if _vanishes(code) or category == "Cf":
+            return IGNORED
+        if category[0] not in "LNM" and not (
+            category == "So" and unicodedata.normalize("NFKD", chr(code)) != chr(code)
+        ):
+            return SEPARATOR
+        return SINGLE if _is_single(code) else WORD
+
+    return _build(kind, sequence)
+
+
+@functools.cache
+def language_model_table() -> FoldTable:
+    """NFKD without accents, case-folded, digits as 0, punctuation and symbols as single tokens, line feed as sentence
+    end."""
+
+    def sequence(code: int, character: str) -> list[int]:
+        if 0xAC00 <= code <= 0xD7A3:
+            return [code]
+        folded = unicodedata.normalize("NFKD", character).casefold()
+        kept = ["0" if unicodedata.category(c) == "Nd" else c for c in folded if unicodedata.category(c)[0] in "LNPS"]
+        return [ord(c) for c in kept][: len(character.encode())]
+
+    def kind(code: int, category: str) -> int:
+        if code == 0x0A:
+            return BREAK
+        if category in ("Cf", "Mn", "Me", "Cc") and code not in (0x09, 0x0D):
+            return IGNORED
+        if category[0] in "ZC":
+            return SEPARATOR
+        if category[0] in "PS":
+            return SINGLE
+        return SINGLE if _is_single(code) else WORD
+
+    return _build(kind, sequence)
+
+
+def fold(texts: pa.Array | pa.ChunkedArray, table: FoldTable) -> Folded:
+    """Every document of an Arrow string array folded; null counts as empty. Invalid UTF-8 bytes are separators."""
+    data, offsets = text_buffers(texts)
+    return fold_bytes(data, offsets, table)
+
+
+def fold_bytes(data: np.ndarray, offsets: np.ndarray, table: FoldTable) -> Folded:
+    """`fold` on raw UTF-8: uint8 data and int64 offsets (documents + 1)."""
+    size = int(offsets[-1] - offsets[0])
+    points = np.empty(size, np.uint32)
+    tokens = np.empty(size + len(offsets), np.uint64)
+    token_points = np.empty(size + len(offsets), np.int64)
+    point_offsets = np.zeros(len(offsets), np.int64)
+    token_offsets = np.zeros(len(offsets), np.int64)
+    _fold(
+        data,
+        offsets,
+        table.kind,
+        table.single,
+        table.starts,
+        table.sequences,
+        points,
+        tokens,
+        token_points,
+        point_offsets,
+        token_offsets,
+    )
+    count, total = int(token_offsets[-1]), int(point_offsets[-1])
+    return Folded(points[:total], point_offsets, tokens[:count], token_offsets, token_points[:count])
+
+
+def text_buffers(texts: pa.Array | pa.ChunkedArray) -> tuple[np.ndarray, np.ndarray]:
+    """(uint8 data, int64 offsets) of an Arrow string array, without copying the text of a single large_string chunk."""
+    if isinstance(texts, pa.ChunkedArray):
+        texts = texts.combine_chunks() if texts.num_chunks != 1 else texts.chunk(0)
+        if isinstance(texts, pa.ChunkedArray):
+            texts = pa.array([], pa.large_string())
+    if not pa.types.is_large_string(texts.type):
+        texts = texts.cast(pa.large_string())
+    if texts.null_count:
+        texts = texts.fill_null("")
+    if len(texts) == 0:
+        return np.zeros(0, np.uint8), np.zeros(1, np.int64)
+    _, offset_buffer, data_buffer = texts.buffers()
+    offsets = np.frombuffer(offset_buffer, np.int64, len(texts) + 1, texts.offset * 8)
+    data = (
+        np.frombuffer(data_buffer, np.uint8) if data_buffer is not None and data_buffer.size else np.zeros(0, np.uint8)
+    )
+    return data, offsets
+
+
+def _is_single(code: int) -> bool:
+    return any(low <= code <= high for low, high in _SINGLE_RANGES)
+
+
+def _vanishes(code: int) -> bool:
+    """Variation selectors, joiners, enclosing marks and tags: they change how a character looks, not which one it
+    is."""
+    return (
+        0xFE00 <= code <= 0xFE0F or 0xE0000 <= code <= 0xE0FFF or code in (0x200C, 0x200D) or 0x20D0 <= code <= 0x20FF
+    )
+
+
+def _simplified_characters() -> dict[str, str]:
+    spec = importlib.util.find_spec("opencc")
+    if spec is None or spec.origin is None:
+        raise ModuleNotFoundError("opencc-python-reimplemented is needed for the traditional to simplified table")
+    lines = (Path(spec.origin).parent / "dictionary" / "TSCharacters.txt").read_text(encoding="utf-8").splitlines()
+    return {line.split("\t")[0]: line.split("\t")[1].split(" ")[0][0] for line in lines if "\t" in line}
+
+
+def _build(kind: object, sequence: object) -> FoldTable:
+    kinds = np.zeros(0x110000, np.uint8)
+    single = np.arange(0x110000, dtype=np.int32)
+    starts: list[int] = [0]
+    sequences: list[int] = []
+    for code in range(0x110000):
+        if 0xD800 <= code <= 0xDFFF or 0xE000 <= code <= 0xF8FF or 0x323B0 <= code < 0xE0000 or code >= 0xE1000:
+            continue
+        character = chr(code)
+        category = unicodedata.category(character)
+        if category == "Cn":
+            continue
+        what = kind(code, category)  # type: ignore[operator]
+        kinds[code] = what
+        if what not in (WORD, SINGLE):
+            continue
+        parts = sequence(code, character)  # type: ignore[operator]
+        if not parts:
+            kinds[code] = IGNORED if category[0] == "M" else SEPARATOR
+        elif len(parts) == 1:
+            single[code] = parts[0]
+            if what == WORD and _is_single(parts[0]):
+                kinds[code] = SINGLE
+        else:
+            single[code] = -len(starts)
+            sequences.extend(parts)
+            starts.append(len(sequences))
+    return FoldTable(kinds, single, np.asarray(starts, np.int64), np.asarray(sequences or [0], np.int32))
+
+
+@njit(cache=True, nogil=True, inline="always")
+def mix64(h):  # type: ignore[no-untyped-def]
+    """The finishing step of MurmurHash3: every input bit reaches every output bit."""
+    h ^= h >> np.uint64(33)
+    h *= np.uint64(0xFF51AFD7ED558CCD)
+    h ^= h >> np.uint64(33)
+    h *= np.uint64(0xC4CEB9FE1A85EC53)
+    h ^= h >> np.uint64(33)
+    return h
+
+
+@njit(cache=True, nogil=True, inline="always")
+def _decode(data, i, end):  # type: ignore[no-untyped-def]
+    """(code point, length); an invalid byte gives (0x110000 - 1, 1), which is unassigned and therefore a separator."""
+    b = np.int64(data[i])
+    if b < 0x80:
+        return b, 1
+    if 0xC2 <= b < 0xE0 and i + 1 < end and (data[i + 1] & 0xC0) == 0x80:
+        return ((b & 0x1F) << 6) | (np.int64(data[i + 1]) & 0x3F), 2
+    if 0xE0 <= b < 0xF0 and i + 2 < end and (data[i + 1] & 0xC0) == 0x80 and (data[i + 2] & 0xC0) == 0x80:
+        return ((b & 0x0F) << 12) | ((np.int64(data[i + 1]) & 0x3F) << 6) | (np.int64(data[i + 2]) & 0x3F), 3
+    if (
+        0xF0 <= b < 0xF5
+        and i + 3 < end
+        and (data[i + 1] & 0xC0) == 0x80
+        and (data[i + 2] & 0xC0) == 0x80
+        and (data[i + 3] & 0xC0) == 0x80
+    ):
+        code = (
+            ((b & 0x07) << 18)
+            | ((np.int64(data[i + 1]) & 0x3F) << 12)
+            | ((np.int64(data[i + 2]) & 0x3F) << 6)
+            | (np.int64(data[i + 3]) & 0x3F)
+        )
+        if code < 0x110000:
+            return code, 4
+    return 0x10FFFF, 1
+
+
+@njit(cache=True, nogil=True)
+def _fold(  # type: ignore[no-untyped-def]
+    data, offsets, kind, single, starts, sequences, points, tokens, token_points, point_offsets, token_offsets
+):
+    seed = np.uint64(0x9E3779B97F4A7C15)
+    prime = np.uint64(0x9FB21C651E98DF25)
+    p = 0
+    t = 0
+    for d in range(len(offsets) - 1):
+        i = offsets[d]
+        end = offsets[d + 1]
+        running = False
+        h = seed
+        while i < end:
+            code, length = _decode(data, i, end)
+            i += length
+            what = kind[code]
+            if what == 3:
+                continue
+            if what == 0 or what == 4:
+                if running:
+                    tokens[t] = mix64(h)
+                    t += 1
+                    running = False
+                if what == 4 and t > token_offsets[d] and tokens[t - 1] != 0:
+                    tokens[t] = np.uint64(0)
+                    token_points[t] = p
+                    t += 1
+                continue
+            first = single[code]
+            low = np.int64(0)
+            high = np.int64(1)
+            if first < 0:
+                low = starts[-first - 1]
+                high = starts[-first]
+            for j in range(low, high):
+                point = np.uint32(first) if first >= 0 else np.uint32(sequences[j])
+                alone = what == 2
+                if first < 0:
+                    alone = kind[point] == 2
+                if running and alone:
+                    tokens[t] = mix64(h)
+                    t += 1
+                    running = False
+                if not running:
+                    h = seed
+                    token_points[t] = p
+                points[p] = point
+                p += 1
+                h = (h ^ np.uint64(point)) * prime
+                h ^= h >> np.uint64(32)
+                if alone:
+                    tokens[t] = mix64(h)
+                    t += 1
+                else:
+                    running = True
+        if running:
+            tokens[t] = mix64(h)
+            t += 1
+        point_offsets[d + 1] = p
+        token_offsets[d + 1] = t

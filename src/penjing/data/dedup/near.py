@@ -1,0 +1,117 @@
+"""Every pair of fingerprints within a Hamming distance, by the block-permutation index (Manku, Jain and Das Sarma
+2007).
+
+The 64 bits are cut into b blocks. Two fingerprints within k bits differ in at most k blocks, so they agree on some b
+- k whole blocks: one sorted table per choice of b - k blocks finds every such pair, none is missed. More blocks mean
+more tables with longer prefixes; the plan takes the b that costs least for the number of fingerprints.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from dataclasses import dataclass
+
+import numpy as np
+from numba import njit
+
+LONGEST_RUN = 4096
+"""Fingerprints that share a prefix are compared with at most this many successors in sorted order (template spam)."""
+
+
+@dataclass(frozen=True)
+class TablePlan:
+    """`masks` has one uint64 per table: the bits a pair must share to meet there."""
+
+    distance: int
+    blocks: int
+    masks: np.ndarray
+
+
+def plan_tables(documents: int, distance: int, *, blocks: int | None = None) -> TablePlan:
+    """The tables that find every pair within `distance` bits among `documents` fingerprints at the least cost."""
+    if distance == 0:
+        return TablePlan(0, 1, np.array([0xFFFFFFFFFFFFFFFF], np.uint64))
+    choices = [blocks] if blocks else range(distance + 1, min(distance + 7, 33))
+    best = min(choices, key=lambda b: _cost(documents, distance, b))
+    bounds = [round(64 * i / best) for i in range(best + 1)]
+    block_masks = [((1 << (high - low)) - 1) << low for low, high in itertools.pairwise(bounds)]
+    masks = [sum(kept) for kept in itertools.combinations(block_masks, best - distance)]
+    return TablePlan(distance, best, np.array(masks, np.uint64))
+
+
+def _cost(documents: int, distance: int, blocks: int) -> float:
+    tables = math.comb(blocks, distance)
+    bits = 64 * (blocks - distance) // blocks
+    sort = documents * (math.log2(documents + 2) * 2 + 10)
+    return tables * (sort + documents * documents / 2 / 2**bits)
+
+
+def near_pairs(fingerprints: np.ndarray, plan: TablePlan, *, old: int = 0) -> tuple[np.ndarray, int]:
+    """(pairs (P, 2) int64 with first < second, comparisons left out because a run was too long).
+
+    Each pair is given once. The first `old` fingerprints are not compared with each other (an index that is clean
+    already).
+    """
+    found: list[np.ndarray] = []
+    skipped = 0
+    for table, mask in enumerate(plan.masks):
+        order = np.lexsort((fingerprints, fingerprints & mask)).astype(np.int64)
+        count = _table_pairs(
+            fingerprints, order, plan.masks, table, plan.distance, old, np.empty((0, 2), np.int64), LONGEST_RUN
+        )
+        if count[0]:
+            pairs = np.empty((count[0], 2), np.int64)
+            _table_pairs(fingerprints, order, plan.masks, table, plan.distance, old, pairs, LONGEST_RUN)
+            found.append(pairs)
+        skipped += int(count[1])
+    if not found:
+        return np.empty((0, 2), np.int64), skipped
+    return np.concatenate(found), skipped
+
+
+@njit(cache=True, nogil=True)
+def popcount(x):  # type: ignore[no-untyped-def]
+    """Number of one bits."""
+    x -= (x >> np.uint64(1)) & np.uint64(0x5555555555555555)
+    x = (x & np.uint64(0x3333333333333333)) + ((x >> np.uint64(2)) & np.uint64(0x3333333333333333))
+    x = (x + (x >> np.uint64(4))) & np.uint64(0x0F0F0F0F0F0F0F0F)
+    return np.int64((x * np.uint64(0x0101010101010101)) >> np.uint64(56))
+
+
+@njit(cache=True, nogil=True)
+def _table_pairs(fingerprints, order, masks, table, distance, old, pairs, longest):  # type: ignore[no-untyped-def]
+    """Pairs that meet in this table and in no earlier one; with an empty `pairs` only counted."""
+    mask = masks[table]
+    write = len(pairs) > 0
+    number = 0
+    skipped = np.int64(0)
+    n = len(order)
+    start = 0
+    while start < n:
+        prefix = fingerprints[order[start]] & mask
+        end = start + 1
+        while end < n and (fingerprints[order[end]] & mask) == prefix:
+            end += 1
+        size = end - start
+        if size > longest:
+            skipped += (size - longest) * (size - longest + 1) // 2
+        for i in range(start, end):
+            a = order[i]
+            for j in range(i + 1, min(end, i + longest)):
+                b = order[j]
+                difference = fingerprints[a] ^ fingerprints[b]
+                if popcount(difference) > distance or (a < old and b < old):
+                    continue
+                first = True
+                for t in range(table):
+                    if difference & masks[t] == 0:
+                        first = False
+                        break
+                if first:
+                    if write:
+                        pairs[number, 0] = min(a, b)
+                        pairs[number, 1] = max(a, b)
+                    number += 1
+        start = end
+    return number, skipped

@@ -1,0 +1,95 @@
+"""Parting a shard by row-aligned verdicts: kept documents into the corpus, dropped ones aside with their reason, all
+counted.
+
+Every stage that only drops documents (de-duplication, perplexity tails, contamination, held-out parts) decides first
+and sifts second, so that a changed bound needs no second look at the text's content and an interrupted run goes on
+shard by shard.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from penjing.data.document import DROPPED_SCHEMA, ShardWriter, shard_batches, tally
+
+VERDICT_SCHEMA = pa.schema(
+    [("rule", pa.string()), ("value", pa.float64()), ("bound", pa.string()), ("kept", pa.string())]
+)
+"""One row per document of the shard: rule null = keep; `kept` names the document that stays in its place, if any."""
+ASIDE_SCHEMA = DROPPED_SCHEMA.append(pa.field("kept", pa.string()))
+SAMPLES = 20
+_SAMPLE_CHARACTERS = 400
+
+
+def sift(unit: dict[str, Any]) -> dict[str, Any]:
+    """Part one shard: unit has `shard`, `verdicts`, `out`, and `aside` (false writes no dropped documents). Gives its
+    funnel."""
+    shard, out = Path(unit["shard"]), Path(unit["out"])
+    verdicts = pq.read_table(unit["verdicts"])
+    funnel = empty_funnel()
+    at = 0
+    aside = unit.get("aside", True)
+    with ShardWriter(out / shard.name) as keep, ShardWriter(out / "dropped" / shard.name, ASIDE_SCHEMA) as drop:
+        for batch in shard_batches(shard):
+            table = pa.Table.from_batches([batch])
+            said = verdicts.slice(at, table.num_rows)
+            at += table.num_rows
+            stays = pc.is_null(said.column("rule"))
+            keep.write(table.filter(stays))
+            gone = table.filter(pc.invert(stays))
+            why = said.filter(pc.invert(stays))
+            if aside:
+                for name in VERDICT_SCHEMA.names:
+                    gone = gone.append_column(name, why.column(name))
+                drop.write(gone)
+            count_batch(funnel, table, said)
+    if not unit.get("aside", True) or not drop.counts.documents:
+        drop.path.unlink()
+    return funnel
+
+
+def count_batch(funnel: dict[str, Any], table: pa.Table, verdicts: pa.Table) -> None:
+    """Add a batch of documents and their verdicts to a funnel."""
+    langs = pc.fill_null(table.column("lang").cast(pa.string()), "").to_pylist()
+    sizes = pc.fill_null(pc.binary_length(table.column("text")), 0).to_pylist()
+    rules = verdicts.column("rule").to_pylist()
+    for row, (lang, size, rule) in enumerate(zip(langs, sizes, rules, strict=True)):
+        tally(funnel["in"], lang, 1, size)
+        if rule is None:
+            tally(funnel["out"], lang, 1, size)
+            continue
+        tally(funnel["dropped"], rule, 1, size)
+        if sum(1 for sample in funnel["samples"] if sample["rule"] == rule) < SAMPLES:
+            sample = {name: verdicts.column(name)[row].as_py() for name in ("value", "bound", "kept")}
+            text = (table.column("text")[row].as_py() or "")[:_SAMPLE_CHARACTERS]
+            funnel["samples"].append(
+                {"id": table.column("id")[row].as_py(), "lang": lang, "rule": rule, **sample, "text": text}
+            )
+
+
+def empty_funnel() -> dict[str, Any]:
+    """A funnel that has counted nothing."""
+    return {"in": {}, "out": {}, "dropped": {}, "edited": {}, "samples": []}
+
+
+def merge_funnels(parts: Iterable[dict[str, Any]]) -> dict[str, Any]:
+    """One funnel out of the shards' funnels, in their order; at most 20 samples per reason."""
+    total = empty_funnel()
+    seen: dict[str, int] = {}
+    for part in parts:
+        for name in ("in", "out", "dropped", "edited"):
+            for key, item in part[name].items():
+                tally(total[name], key, item["documents"], item["bytes"])
+        for sample in part["samples"]:
+            seen[sample["rule"]] = seen.get(sample["rule"], 0) + 1
+            if seen[sample["rule"]] <= SAMPLES:
+                total["samples"].append(sample)
+    for name in ("in", "out", "dropped", "edited"):
+        total[name] = dict(sorted(total[name].items()))
+    return total

@@ -1,0 +1,248 @@
+"""The few numbers that stand for a document: exact key, SimHash, MinHash bands, and a sketch of its shingles.
+
+A shingle is `width` neighbouring tokens of the skeleton view (`fold`). SimHash (Charikar 2002; 64 bits as Manku, Jain
+and Das Sarma 2007) sums the bits of its features; MinHash is the one-permutation form with the empty bins filled from
+the next full one (Shrivastava and Li 2014), cut into bands; the sketch keeps the `size` smallest of the 32-bit
+shingle hashes, from which the Jaccard similarity of two documents is exact when both have at most `size` different
+shingles and has a standard error of at most 0.5 / sqrt(size) otherwise.
+"""
+
+from __future__ import annotations
+
+import itertools
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+import xxhash
+from numba import njit
+
+from penjing.data.dedup.fold import Folded, fold, mix64, skeleton_table
+
+COMPLETE = 0xFFFFFFFF
+
+
+@dataclass(frozen=True)
+class SignatureShape:
+    """How signatures are made; two sets of signatures compare only when their shapes are equal."""
+
+    feature_tokens: int = 2
+    """Tokens in one SimHash feature."""
+    shingle_tokens: int = 5
+    """Tokens in one shingle of the sketch and of MinHash."""
+    sketch: int = 256
+    """Shingle hashes kept per document."""
+    bands: int = 0
+    """MinHash bands; 0 makes none."""
+    rows: int = 8
+    """MinHash values in one band."""
+
+
+@dataclass(frozen=True)
+class Signatures:
+    """Signatures of N documents.
+
+    keys (N, 2) uint64; letters (N,) int64 = code points of the skeleton; tokens (N,) int64; simhash (N,) uint64; bands
+    (N, bands) uint64; document d's sketch is `sketch[sketch_offsets[d]:sketch_offsets[d+1]]`, ascending uint32, and
+    `tops[d]` is the value up to which it is complete.
+    """
+
+    keys: np.ndarray
+    letters: np.ndarray
+    tokens: np.ndarray
+    simhash: np.ndarray
+    bands: np.ndarray
+    sketch: np.ndarray
+    sketch_offsets: np.ndarray
+    tops: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.letters)
+
+    def take(self, rows: np.ndarray) -> Signatures:
+        """The signatures of the given documents, in the given order."""
+        sketch, offsets = take_ragged(self.sketch, self.sketch_offsets, rows)
+        return Signatures(
+            self.keys[rows],
+            self.letters[rows],
+            self.tokens[rows],
+            self.simhash[rows],
+            self.bands[rows],
+            sketch,
+            offsets,
+            self.tops[rows],
+        )
+
+
+def sign(texts: pa.Array | pa.ChunkedArray, shape: SignatureShape) -> Signatures:
+    """Signatures of an Arrow array of texts."""
+    return sign_folded(fold(texts, skeleton_table()), shape)
+
+
+def sign_folded(folded: Folded, shape: SignatureShape) -> Signatures:
+    """Signatures of documents already folded with the skeleton table."""
+    documents = len(folded.point_offsets) - 1
+    sketch, offsets, tops = _sketches(folded.tokens, folded.token_offsets, shape.shingle_tokens, shape.sketch)
+    bands = np.zeros((documents, shape.bands), np.uint64)
+    if shape.bands:
+        _min_hashes(folded.tokens, folded.token_offsets, shape.shingle_tokens, shape.rows, bands)
+    simhash = _sim_hashes(folded.tokens, folded.token_offsets, shape.feature_tokens)
+    return Signatures(
+        exact_keys(folded),
+        np.diff(folded.point_offsets),
+        np.diff(folded.token_offsets),
+        simhash,
+        bands,
+        sketch,
+        offsets,
+        tops,
+    )
+
+
+def exact_keys(folded: Folded) -> np.ndarray:
+    """(N, 2) uint64: XXH3-128 of each document's folded code points."""
+    view = memoryview(folded.points.view(np.uint8).data)
+    ends = (folded.point_offsets * 4).tolist()
+    digest = xxhash.xxh3_128_digest
+    raw = b"".join(digest(view[start:end]) for start, end in itertools.pairwise(ends))
+    return np.frombuffer(raw, ">u8").astype(np.uint64).reshape(-1, 2)
+
+
+def concatenate(parts: list[Signatures]) -> Signatures:
+    """One set of signatures out of several, in order."""
+    offsets = [np.zeros(1, np.int64)]
+    for part in parts:
+        offsets.append(part.sketch_offsets[1:] - part.sketch_offsets[0] + offsets[-1][-1])
+    columns = {
+        name: np.concatenate([getattr(part, name) for part in parts])
+        for name in ("keys", "letters", "tokens", "simhash", "bands", "sketch", "tops")
+    }
+    return Signatures(**columns, sketch_offsets=np.concatenate(offsets))
+
+
+def take_ragged(values: np.ndarray, offsets: np.ndarray, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Rows of a ragged array: (values, offsets) of the chosen rows in the chosen order."""
+    sizes = np.diff(offsets)[rows]
+    chosen = np.concatenate([np.zeros(1, np.int64), np.cumsum(sizes)])
+    index = np.arange(chosen[-1]) + np.repeat(offsets[:-1][rows] - chosen[:-1], sizes)
+    return values[index], chosen
+
+
+@njit(cache=True, nogil=True, inline="always")
+def _shingle(tokens, i, width):  # type: ignore[no-untyped-def]
+    h = np.uint64(0x243F6A8885A308D3)
+    for j in range(width):
+        h = (h ^ tokens[i + j]) * np.uint64(0x9E3779B97F4A7C15)
+        h ^= h >> np.uint64(29)
+    return mix64(h)
+
+
+@njit(cache=True, nogil=True)
+def _sim_hashes(tokens, offsets, width):  # type: ignore[no-untyped-def]
+    """Bit-sliced counting: plane k holds bit k of all 64 counters, so that one feature costs a few word operations."""
+    out = np.zeros(len(offsets) - 1, np.uint64)
+    planes = np.zeros(40, np.uint64)
+    for d in range(len(offsets) - 1):
+        start = offsets[d]
+        size = offsets[d + 1] - start
+        if size == 0:
+            continue
+        used = min(width, size)
+        features = size - used + 1
+        planes[:] = 0
+        for i in range(features):
+            carry = _shingle(tokens, start + i, used)
+            k = 0
+            while carry != 0:
+                both = planes[k] & carry
+                planes[k] ^= carry
+                carry = both
+                k += 1
+        value = np.uint64(0)
+        for bit in range(64):
+            count = np.int64(0)
+            for k in range(40):
+                count |= np.int64((planes[k] >> np.uint64(bit)) & np.uint64(1)) << k
+            if 2 * count > features:
+                value |= np.uint64(1) << np.uint64(bit)
+        out[d] = value
+    return out
+
+
+@njit(cache=True, nogil=True)
+def _min_hashes(tokens, offsets, width, rows, bands):  # type: ignore[no-untyped-def]
+    number = bands.shape[1] * rows
+    smallest = np.empty(number, np.uint32)
+    filled = np.empty(number, np.uint32)
+    for d in range(len(offsets) - 1):
+        start = offsets[d]
+        size = offsets[d + 1] - start
+        if size == 0:
+            continue
+        used = min(width, size)
+        smallest[:] = np.uint32(0xFFFFFFFF)
+        for i in range(size - used + 1):
+            h = _shingle(tokens, start + i, used)
+            place = ((h >> np.uint64(32)) * np.uint64(number)) >> np.uint64(32)
+            low = np.uint32(h & np.uint64(0xFFFFFFFE))
+            if low < smallest[place]:
+                smallest[place] = low
+        for k in range(number):
+            j = k
+            steps = 0
+            while smallest[j] == np.uint32(0xFFFFFFFF):
+                j = j + 1 if j + 1 < number else 0
+                steps += 1
+            filled[k] = smallest[j] + np.uint32(steps * 0x9E3779B1 & 0xFFFFFFFF)
+        for b in range(bands.shape[1]):
+            h = np.uint64(b + 1)
+            for r in range(rows):
+                h = mix64(h ^ np.uint64(filled[b * rows + r])) + np.uint64(0x9E3779B97F4A7C15)
+            bands[d, b] = h
+
+
+@njit(cache=True, nogil=True)
+def _sketches(tokens, offsets, width, size):  # type: ignore[no-untyped-def]
+    documents = len(offsets) - 1
+    total = 0
+    for d in range(documents):
+        total += min(np.int64(offsets[d + 1] - offsets[d]), np.int64(size))
+    out = np.empty(total, np.uint32)
+    starts = np.zeros(documents + 1, np.int64)
+    tops = np.full(documents, np.uint32(0xFFFFFFFF), np.uint32)
+    buffer = np.empty(4 * size + 64, np.uint32)
+    for d in range(documents):
+        start = offsets[d]
+        number = offsets[d + 1] - start
+        kept = np.int64(0)
+        if number > 0:
+            used = min(width, number)
+            shingles = number - used + 1
+            if len(buffer) < shingles:
+                buffer = np.empty(shingles * 2, np.uint32)
+            share = 1.0
+            if shingles > 2 * size:
+                share = min(1.0, 1.4 * size / shingles)
+            while True:
+                bound = np.uint64(share * 4294967296.0)
+                taken = 0
+                for i in range(shingles):
+                    h = _shingle(tokens, start + i, used) >> np.uint64(32)
+                    if h < bound:
+                        buffer[taken] = np.uint32(h)
+                        taken += 1
+                chosen = np.sort(buffer[:taken])
+                unique = 0
+                for i in range(taken):
+                    if i == 0 or chosen[i] != chosen[i - 1]:
+                        chosen[unique] = chosen[i]
+                        unique += 1
+                if unique >= size or share >= 1.0:
+                    break
+                share = min(1.0, share * 3.0)
+            kept = min(unique, size)
+            out[starts[d] : starts[d] + kept] = chosen[:kept]
+            if unique > size or share < 1.0:
+                tops[d] = chosen[kept - 1]
+        starts[d + 1] = starts[d] + kept
+    return out[: starts[documents]], starts, tops

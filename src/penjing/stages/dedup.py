@@ -1,0 +1,203 @@
+"""De-duplicate a corpus: by address, by text without punctuation and emoji, by near-equal text, across and against an
+old index."""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from pydantic import Field
+
+from penjing.config import Config as BaseConfig
+from penjing.contract import CORPUS, Estimate, Inputs, Job
+from penjing.data.dedup.decide import RULES, Decisions, Rules, decide
+from penjing.data.dedup.index import read_index, read_tables, sign_shard, write_index
+from penjing.data.dedup.sieve import VERDICT_SCHEMA, merge_funnels, sift
+from penjing.data.dedup.signature import Signatures, SignatureShape, concatenate
+from penjing.data.document import Corpus, finish_corpus, open_corpus
+from penjing.data.engine import map_shards
+from penjing.errors import InputError, fault
+
+VERSION = 1
+INPUTS = {"corpus": CORPUS, "old": CORPUS + "?"}
+OUTPUT = CORPUS
+
+
+class Config(BaseConfig):
+    """Which copies go."""
+
+    url: bool = True
+    """Drop documents whose canonical web address was seen; the longest text per address and language stays."""
+    url_max_texts: int = Field(20, ge=1)
+    """An address with more different texts than this names a container, not a page, and drops nothing."""
+    exact: bool = True
+    """Drop documents whose text is the same without punctuation, symbols, spaces, emoji, case and character
+    variants."""
+    near: Literal["simhash", "minhash", "both", "off"] = "simhash"
+    """Where candidates for near copies come from; every one is verified by the Jaccard similarity of its shingles."""
+    similarity: float = Field(0.7, ge=0.3, le=1.0)
+    """Jaccard similarity of five-token shingles from which two documents are copies."""
+    distance: int = Field(8, ge=0, le=12)
+    """SimHash bits in which candidates may differ. Larger finds more heavily edited copies and costs more tables."""
+    bands: int = Field(14, ge=1, le=64)
+    """MinHash bands, for near: minhash or both."""
+    rows: int = Field(8, ge=1, le=32)
+    """MinHash values per band."""
+    sketch: int = Field(256, ge=32, le=4096)
+    """Shingle hashes kept per document to verify pairs; documents with at most that many are compared exactly."""
+    exact_min_letters: int = Field(20, ge=0)
+    """Documents with fewer letters and digits are never exact copies of each other."""
+    near_min_tokens: int = Field(32, ge=5)
+    """Documents with fewer tokens (Han characters or words) are never near copies of each other."""
+    source_priority: tuple[str, ...] = ()
+    """Sources whose documents are kept before those of later or unnamed ones; then the longest, then the smallest
+    id."""
+    keep_index: bool = False
+    """Write `index/` beside the corpus, against which a later corpus can be checked (input `old`)."""
+
+
+def run(config: Config, inputs: Inputs, out: Path, job: Job) -> dict[str, Any]:
+    """Write the corpus without its copies, the copies aside, and give the figures."""
+    corpus = open_corpus(inputs["corpus"])
+    shape = shape_of(config)
+    state = out / "state"
+    signed = [state / "signatures" / shard.name for shard in corpus.shards]
+    units = [
+        {"name": shard.name, "shard": shard, "to": to, "shape": asdict(shape)}
+        for shard, to in zip(corpus.shards, signed, strict=True)
+    ]
+    map_shards(sign_shard, units, job=job, label="signatures", state=state)
+    documents, signatures = read_tables(signed) if signed else (_no_documents(), None)
+    old_count = 0
+    if inputs.get("old") is not None:
+        old_documents, old_signatures = read_index(Path(inputs["old"]) / "index", shape)
+        old_count = len(old_documents)
+        documents = pa.concat_tables([old_documents, documents])
+        signatures = concatenate([old_signatures, signatures] if signatures is not None else [old_signatures])
+    if signatures is None:
+        raise InputError(fault("the corpus has no shards", where=corpus.path))
+    decisions = decide(documents, signatures, rules_of(config), old=old_count)
+    verdicts = write_verdicts(state / "verdicts", corpus, documents, decisions, config, old=old_count)
+    sift_units = [
+        {"name": shard.name, "shard": shard, "verdicts": path, "out": out}
+        for shard, path in zip(corpus.shards, verdicts, strict=True)
+    ]
+    funnel = merge_funnels(map_shards(sift, sift_units, job=job, label="sift", state=state))
+    finish_corpus(
+        out,
+        keep=[shard.stem for shard in corpus.shards],
+        provenance={"stage": "dedup", "corpus": dict(corpus.manifest["provenance"])},
+    )
+    figures = {"funnel": funnel, "near": decisions.figures, **_clusters(documents, decisions, old=old_count)}
+    if config.keep_index:
+        figures["index"] = _write_index(out, documents, signatures, decisions, shape)
+    shutil.rmtree(state)
+    return figures
+
+
+def shape_of(config: Config) -> SignatureShape:
+    """The signatures a configuration needs."""
+    return SignatureShape(
+        sketch=config.sketch, bands=config.bands if config.near in ("minhash", "both") else 0, rows=config.rows
+    )
+
+
+def rules_of(config: Config) -> Rules:
+    """The decision rules of a configuration."""
+    return Rules(
+        url=config.url,
+        exact=config.exact,
+        simhash=config.near in ("simhash", "both"),
+        minhash=config.near in ("minhash", "both"),
+        distance=config.distance,
+        similarity=config.similarity,
+        exact_min_letters=config.exact_min_letters,
+        near_min_tokens=config.near_min_tokens,
+        url_max_texts=config.url_max_texts,
+        source_priority=config.source_priority,
+    )
+
+
+def write_verdicts(
+    folder: Path, corpus: Corpus, documents: pa.Table, decisions: Decisions, config: Config, *, old: int
+) -> list[Path]:
+    """One row-aligned verdict file per shard."""
+    folder.mkdir(parents=True, exist_ok=True)
+    bounds = {
+        "url": "same address",
+        "exact": "same text without punctuation and emoji",
+        "near": f">= {config.similarity}",
+    }
+    ids = documents.column("id").combine_chunks()
+    paths = []
+    at = old
+    for shard in corpus.shards:
+        rows = pq.read_metadata(shard).num_rows
+        rules = [RULES[code] for code in decisions.rule[at : at + rows].tolist()]
+        gone = np.array([rule is not None for rule in rules], bool)
+        kept = ids.take(pa.array(decisions.kept[at : at + rows], mask=~gone))
+        table = pa.table(
+            [
+                pa.array(rules, pa.string()),
+                pa.array(decisions.value[at : at + rows], mask=~gone),
+                pa.array([bounds.get(rule or "") for rule in rules], pa.string()),
+                kept,
+            ],
+            schema=VERDICT_SCHEMA,
+        )
+        paths.append(folder / shard.name)
+        pq.write_table(table, paths[-1])
+        at += rows
+    return paths
+
+
+def _clusters(documents: pa.Table, decisions: Decisions, *, old: int) -> dict[str, Any]:
+    """The largest clusters and what is left of each source, where a wrong setting shows first."""
+    gone = decisions.rule != 0
+    centres, sizes = np.unique(decisions.kept[gone], return_counts=True)
+    largest = np.lexsort((centres, -sizes))[:10]
+    ids = documents.column("id").combine_chunks()
+    sources = np.asarray(documents.column("source").fill_null("").to_pylist(), dtype=object)
+    shares: dict[str, dict[str, int]] = {}
+    for source, dropped in zip(sources[old:].tolist(), gone[old:].tolist(), strict=True):
+        item = shares.setdefault(source, {"documents": 0, "kept": 0})
+        item["documents"] += 1
+        item["kept"] += not dropped
+    return {
+        "clusters": len(centres),
+        "largest_clusters": [{"kept": ids[int(centres[i])].as_py(), "copies": int(sizes[i])} for i in largest],
+        "sources": dict(sorted(shares.items())),
+    }
+
+
+def _write_index(
+    out: Path, documents: pa.Table, signatures: Signatures, decisions: Decisions, shape: SignatureShape
+) -> dict[str, Any]:
+    stays = np.flatnonzero(decisions.rule == 0)
+    manifest = write_index(out / "index", documents.take(pa.array(stays)), signatures.take(stays), shape)
+    return {key: manifest[key] for key in ("documents", "bytes", "bytes_per_document")}
+
+
+def _no_documents() -> pa.Table:
+    return pa.table(
+        {"id": pa.array([], pa.string()), "source": pa.array([], pa.string()), "url_key": pa.array([], pa.binary(16))}
+    )
+
+
+def price(config: Config, inputs: Inputs) -> Estimate:
+    """The same corpus at most; memory is the signatures, about 64 bytes and the sketch per document."""
+    before: Estimate = inputs["corpus"]
+    documents = before.documents
+    memory = None if documents is None else documents * (64 + 4 * config.sketch + 8 * config.bands) * 2 + 300e6
+    return Estimate(
+        disk_bytes=before.disk_bytes,
+        documents=documents,
+        text_bytes=before.text_bytes,
+        memory_bytes=memory,
+        notes=("before copies are dropped: how many there are is known afterwards",),
+    )
