@@ -21,6 +21,7 @@ import xxhash
 from penjing.errors import InputError, fault
 
 _BLOCK = 1 << 20
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 SAMPLED_ABOVE_BYTES = 256 << 20
 """Files larger than this are fingerprinted by their size and 64 evenly spaced blocks of 1 MiB instead of every byte."""
 
@@ -115,7 +116,8 @@ def disk_faults(where: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        code = error.errno or next((code for code in _FULL if os.strerror(code) in str(error)), None)  # Arrow keeps it in the text
+        if code in _FULL:
             text = fault("no space left on the disk", where=where, fix="free some space and run the same command again; "
                          "everything finished so far is kept")
             raise InputError(text) from error
@@ -135,5 +137,5 @@ def open_text_bytes(path: Path) -> BinaryIO:
         import zstandard
 
         reader = zstandard.ZstdDecompressor().stream_reader(path.open("rb"), closefd=True, read_across_frames=True)
-        return io.BufferedReader(reader)  # type: ignore[arg-type, return-value]
+        return io.BufferedReader(reader)  # type: ignore[arg-type]
     return path.open("rb")

@@ -127,6 +127,7 @@ class RunDir:
                 partial = self.path / f"{number:02d}-{stage}.partial"
                 partial.mkdir()
                 write_json(partial / "stage.json", {"state": "partial", **_facts(stage, identity)})
+            _sweep(partial)
         self.log("resume" if resumed else "start", stage, fingerprint=identity.fingerprint)
         return partial, resumed
 
@@ -135,6 +136,7 @@ class RunDir:
         with disk_faults(partial):
             if (partial / "state").exists():
                 shutil.rmtree(partial / "state")
+            _sweep(partial)
             content = hash_tree(partial, ignore=VOLATILE)
             sizes = {
                 file.relative_to(partial).as_posix(): file.stat().st_size
@@ -205,6 +207,12 @@ def _changed(old: Any, new: Any, path: str) -> list[str]:
     if old == new:
         return []
     return [f"{path} was {json.dumps(old, ensure_ascii=False)[:80]}, is {json.dumps(new, ensure_ascii=False)[:80]}"]
+
+
+def _sweep(partial: Path) -> None:
+    """Remove what a killed process left half-written (`.name.pid.tmp`); the directory is ours alone while we hold the lock."""
+    for file in partial.rglob(".*.tmp"):
+        file.unlink(missing_ok=True)
 
 
 def _sync_directory(path: Path) -> None:

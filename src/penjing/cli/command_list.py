@@ -5,7 +5,7 @@ from __future__ import annotations
 import ast
 import importlib.util
 import json
-from enum import Enum
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
@@ -17,7 +17,7 @@ from penjing.cli.tables import print_table
 app = typer.Typer(add_completion=False)
 
 
-class What(str, Enum):
+class What(StrEnum):
     """What can be listed."""
 
     stages = "stages"

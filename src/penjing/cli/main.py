@@ -1,18 +1,16 @@
 """`penjing`: finds the command, turns faults into one sentence and an exit code.
 
-Only the command asked for is imported, so `--help` and `list` stay fast.
+Only the command asked for is imported, so `--help`, `list`, `check` and `status` stay fast.
 """
 
 from __future__ import annotations
 
+import importlib
+import os
 import sys
-from typing import Any
+from collections.abc import Sequence
 
-import click
-import typer.main
-from typer.core import TyperGroup
-
-from penjing import __version__, lookup
+from penjing import __version__, console, lookup
 from penjing.errors import PenjingError
 
 COMMANDS = {
@@ -21,83 +19,104 @@ COMMANDS = {
     "status": "What of a run is done, running, missing.",
     "report": "Write report.html for a run, finished or not.",
     "stage": "Run a single stage by itself.",
-    "plan": "Propose a plan (`plan prune`) that a person can read before anything is cut.",
-    "list": "What there is: stages, recipes, rules, families, objectives, importance, tasks, models.",
+    "list": "What there is: stages, recipes, rules, families, objectives, importance.",
     "inspect": "What a checkpoint or tokenizer is, measured on your text.",
-    "explain": "Every measure, bound and verdict of the cleaning rules for one document.",
-    "explain-sample": "Print one training sample as people read it.",
     "generate": "Continue a prompt with a model.",
     "doctor": "What is installed, what is missing, what this machine can do.",
 }
 
+_HELP = """usage: penjing [--debug] [--quiet] COMMAND …
 
-class _Commands(TyperGroup):
-    def list_commands(self, ctx: click.Context) -> list[str]:
-        return list(COMMANDS)
+Grow a small, fast, Chinese-English language model out of an open base model and raw text.
+Start with: penjing run quickstart
 
-    def get_command(self, ctx: click.Context, name: str) -> click.Command | None:
-        if name not in COMMANDS:
-            return None
-        module = lookup.module("penjing.cli", f"command-{name}", what="command")
-        command = typer.main.get_command(module.app)
-        command.name = name
-        command.short_help = COMMANDS[name]
-        return command
+commands (`penjing COMMAND --help` says more):
+{commands}
 
-    def resolve_command(self, ctx: click.Context, args: list[str]) -> Any:
-        if args and args[0] not in COMMANDS:
-            hint = lookup.did_you_mean(args[0], COMMANDS)
-            ctx.fail(f"no such command '{args[0]}'{'; ' + hint if hint else ''}")
-        return super().resolve_command(ctx, args)
+options:
+  --debug       show the traceback of a fault
+  --quiet       no progress on stderr
+  --version     print the version
+  -h, --help    print this
 
-    def format_commands(self, ctx: click.Context, formatter: Any) -> None:
-        with formatter.section("Commands"):
-            formatter.write_dl(list(COMMANDS.items()))
+exit codes: 0 done, 1 a bug in penjing, 2 recipe or usage, 3 input, 4 a quality gate said no, 130 interrupted (resumable)
+"""
 
 
-@click.command(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"]})
-@click.version_option(__version__, prog_name="penjing")
-@click.option("--debug", is_flag=True, help="Show the traceback of a fault.")
-@click.option("--quiet", is_flag=True, help="No progress on stderr.")
-@click.pass_context
-def penjing(ctx: click.Context, debug: bool, quiet: bool) -> None:
-    """Grow a small, fast, Chinese-English language model out of an open base model and raw text."""
-    from penjing import console
-
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Entry point; leaves through SystemExit with the exit code of the contract."""
+    rest = list(sys.argv[1:] if arguments is None else arguments)
+    debug = quiet = False
+    while rest and rest[0].startswith("-"):
+        option = rest.pop(0)
+        if option == "--debug":
+            debug = True
+        elif option == "--quiet":
+            quiet = True
+        elif option == "--version":
+            print(f"penjing {__version__}")
+            sys.exit(0)
+        elif option in ("-h", "--help"):
+            print(_help(), end="")
+            sys.exit(0)
+        else:
+            _usage(f"no such option '{option}'")
+    if not rest:
+        print(_help(), end="", file=sys.stderr)
+        sys.exit(2)
     console.configure(quiet=quiet)
-    ctx.obj = {"debug": debug}
+    sys.exit(_call(rest[0], rest[1:], debug=debug or "--debug" in rest))
 
 
-def main(arguments: list[str] | None = None) -> None:
-    """Entry point: exit 0 done, 1 our bug, 2 recipe or usage, 3 input, 4 a gate said no, 130 interrupted."""
-    arguments = sys.argv[1:] if arguments is None else arguments
-    debug = "--debug" in arguments
+def _call(name: str, arguments: list[str], *, debug: bool) -> int:
+    if name not in COMMANDS:
+        hint = lookup.did_you_mean(name, COMMANDS)
+        _usage(f"no such command '{name}'{'; ' + hint if hint else ''}; `penjing --help` lists them")
+    import typer
+
+    usage_faults = _click_exception(typer.BadParameter)
+    module = importlib.import_module(f"penjing.cli.command_{name.replace('-', '_')}")
+    arguments = [item for item in arguments if item != "--debug"]
     try:
-        penjing.main(args=arguments, prog_name="penjing", standalone_mode=False)
-        code = 0
+        code = module.app(args=arguments, prog_name=f"penjing {name}", standalone_mode=False)
+        return code if isinstance(code, int) else 0
+    except typer.Exit as error:
+        return int(error.exit_code)
+    except usage_faults as error:
+        error.show(sys.stderr)  # type: ignore[attr-defined]
+        return 2
+    except (typer.Abort, KeyboardInterrupt):
+        print("stopped; run the same command again to go on from where it was", file=sys.stderr)
+        return 130
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # whoever read our output has left
+        return 0
     except PenjingError as error:
         if debug:
             raise
         print(str(error), file=sys.stderr)
-        code = error.exit_code
-    except click.exceptions.Exit as error:
-        code = error.exit_code
-    except (click.Abort, KeyboardInterrupt):
-        print("stopped; run the same command again to go on from where it was", file=sys.stderr)
-        code = 130
-    except click.ClickException as error:
-        error.show(sys.stderr)
-        code = 2
-    except BrokenPipeError:
-        sys.stderr.close()
-        code = 0
+        return error.exit_code
     except Exception as error:
         if debug:
             raise
         print(f"this is a bug in penjing: {type(error).__name__}: {error} (run again with --debug for the traceback)",
               file=sys.stderr)
-        code = 1
-    sys.exit(code)
+        return 1
+
+
+def _click_exception(kind: type[Exception]) -> type[Exception]:
+    """Click's ClickException, wherever this version of typer keeps its click."""
+    return next(base for base in kind.__mro__ if base.__name__ == "ClickException")
+
+
+def _usage(text: str) -> None:
+    print(f"penjing: {text}", file=sys.stderr)
+    sys.exit(2)
+
+
+def _help() -> str:
+    width = max(map(len, COMMANDS)) + 2
+    return _HELP.format(commands="\n".join(f"  {name:<{width}}{about}" for name, about in COMMANDS.items()))
 
 
 if __name__ == "__main__":

@@ -52,7 +52,8 @@ class Stop:
             yield
         finally:
             for number, handler in earlier.items():
-                signal.signal(number, handler)
+                # Once asked, the command is on its way out: a late second Ctrl-C must not hit the interpreter's shutdown.
+                signal.signal(number, signal.SIG_IGN if self.asked else handler)
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
         if self.asked:

@@ -121,8 +121,8 @@ class _Reader:
         self.faults.append(f"{self.source.where(key)}: {shown + ': ' if shown else ''}{text}")
 
     def apply(self, sets: Sequence[str]) -> None:
-        stages = self.values.get("stages")
-        names = list(stages) if isinstance(stages, dict) else []
+        stages: dict[str, Any] = self.values["stages"] if isinstance(self.values.get("stages"), dict) else {}
+        names = list(stages)
         for option in sets:
             path, equals, text = option.partition("=")
             steps = path.split(".")
@@ -307,10 +307,9 @@ class _Reader:
                         for part in (value if isinstance(value, list) else [value])]
             result[item] = resolved if many else resolved[0]
         for item in required:
-            if not result[item]:
-                if item not in origin:
-                    self.fault(key, fault(f"input '{item}' is missing", expected=f"from: {{{item}: a stage that makes a "
-                                          f"{wanted[item].rstrip('?*')}}}"))
+            if not result[item] and item not in origin:
+                self.fault(key, fault(f"input '{item}' is missing", expected=f"from: {{{item}: a stage that makes a "
+                                      f"{wanted[item].rstrip('?*')}}}"))
         return result
 
     def _reference(self, item: str, value: Any, artefact: str, key: Key, steps: dict[str, Step | None],

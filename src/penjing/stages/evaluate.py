@@ -56,7 +56,7 @@ def run(config: Config, inputs: Inputs, out: Path, job: Job) -> dict[str, Any]:
     write_json(out / "scores.json", {"version": 1, "measure": "bits per byte, 95% bootstrap interval over documents",
                                      "models": found})
     write_text(out / "samples.jsonl", "".join(f"{line}\n" for line in lines))
-    return {"scores": found, "samples": [read for read in map(_parse, lines)]}
+    return {"scores": found, "samples": list(map(_parse, lines))}
 
 
 def price(config: Config, inputs: Inputs) -> Estimate:
@@ -101,8 +101,9 @@ def _score(config: Config, path: Path, name: str, texts: dict[str, list[str]]) -
         sampling = Sampling(max_new_tokens=config.max_new_tokens, temperature=config.temperature, seed=config.seed,
                             repetition_penalty=1.15)
         tokenizer = AutoTokenizer.from_pretrained(str(path))
-        texts_out = continue_texts(model, config.prompts, sampling=sampling, tokenizer=tokenizer)
-        samples = [{"model": name, "prompt": prompt, "text": text} for prompt, text in zip(config.prompts, texts_out, strict=True)]
+        continued = continue_texts(model, config.prompts, sampling=sampling, tokenizer=tokenizer)
+        samples = [{"model": name, "prompt": prompt, "text": text}
+                   for prompt, text in zip(config.prompts, continued, strict=True)]
     return {"scores": scores, "samples": samples}
 
 
