@@ -45,8 +45,9 @@ def run(
     report = render.write_report(place)
     seconds = sum(float((RunDir(place).record(name) or {}).get("seconds", 0)) for name in outcome.outputs)
     console.say(f"{len(outcome.ran)} stages run, {len(outcome.skipped)} finished earlier; {seconds:.0f} s of work in all")
+    is_model = outcome.result is not None and (outcome.result / "config.json").is_file()
     if outcome.result is not None:
-        print(f"model:  {outcome.result}")
+        print(f"{'model' if is_model else 'result'}:  {outcome.result}")
     print(f"report: {report}")
-    if outcome.result is not None:
+    if is_model:
         console.say(f'try:    penjing generate {outcome.result} "春天"')

@@ -175,10 +175,10 @@ class _Reader:
         for stage, entry in stages.items():
             if stage not in left_out:
                 steps[str(stage)] = self._step(str(stage), entry, defaults, steps, seed, list(stages))
-        used = {step.kind for step in steps.values() if step}
+        kinds = lookup.names("penjing.stages")
         for kind in defaults:
-            if kind not in used and not left_out:
-                self.fault(("defaults", kind), fault(f"no stage of kind '{kind}'", fix=did_you_mean(str(kind), used)))
+            if kind not in kinds:
+                self.fault(("defaults", kind), fault(f"unknown stage kind '{kind}'", fix=did_you_mean(str(kind), kinds)))
         result = values.get("result")
         if result is not None and result not in steps:
             self.fault(("result",), fault(f"no stage is called '{result}'", expected=f"one of {', '.join(steps)}",
