@@ -114,3 +114,40 @@ def _new_length(factor: str, sizes: Mapping[str, int], kept: Indices) -> int:
     if factor.isdigit() or unit not in kept:
         return _length(factor, sizes)
     return _length(factor, {unit: len(kept[unit])})
+
+
+def owners(label: str, unit: str, sizes: Mapping[str, int]) -> np.ndarray | None:
+    """For each place of a dimension the place of `unit` it belongs to, -1 for none; None when the label lacks the unit.
+    """
+    if unit not in units(label):
+        return None
+    size_of_unit = sizes[unit]
+    owner = np.full(size(label, sizes), -1, dtype=np.int64)
+    for place in range(size_of_unit) if label != unit else ():
+        term_rows = gather_one(label, sizes, unit, place)
+        owner[term_rows] = place
+    return np.arange(size_of_unit) if label == unit else owner
+
+
+def gather_one(label: str, sizes: Mapping[str, int], unit: str, place: int) -> np.ndarray:
+    """The places of a dimension that belong to one place of a unit."""
+    parts, offset = [], 0
+    for term in parse(label):
+        length = int(np.prod([_length(factor, sizes) for factor in term], dtype=np.int64))
+        if any(_unit(factor) == unit for factor in term):
+            parts.append(_places_of_one(term, sizes, unit, place) + offset)
+        offset += length
+    return np.concatenate(parts)
+
+
+def _places_of_one(term: tuple[str, ...], sizes: Mapping[str, int], unit: str, place: int) -> np.ndarray:
+    lengths = [_length(factor, sizes) for factor in term]
+    index = np.arange(int(np.prod(lengths, dtype=np.int64))).reshape(lengths)
+    at: list[int | slice] = [slice(None)] * len(term)
+    for dim, factor in enumerate(term):
+        if _unit(factor) != unit:
+            continue
+        blocks = int(factor[len(unit) + 1:]) if factor != unit else 1
+        inner = sizes[unit] // blocks
+        at[dim] = place if factor == unit else place // inner if "/" in factor else place % inner
+    return index[tuple(at)].reshape(-1)

@@ -114,6 +114,8 @@ class Family:
     tied_default: bool = False
     scaled_head: When = lambda config: False
     """Whether a configuration scales the tied head by hidden ** -0.5, so that a cut of hidden must be made up for."""
+    last_norm: str = ""
+    """Name of the norm before the head, where `scaled_head` can be true."""
     no_depth: Callable[[Mapping[str, Any]], str | None] = lambda config: None
     """The reason why layers of a configuration cannot be dropped, or None."""
     seq2seq: bool = False
@@ -193,15 +195,21 @@ class Family:
         return found
 
     def resize(
-        self, config: Mapping[str, Any], *, keep_layers: Mapping[str, Sequence[int]] | None = None, **sizes: int
+        self,
+        config: Mapping[str, Any],
+        changed: Mapping[str, int] | None = None,
+        *,
+        keep_layers: Mapping[str, Sequence[int]] | None = None,
+        **sizes: int,
     ) -> dict[str, Any]:
-        """A configuration with other sizes; every key that the change touches is written out.
+        """A configuration with other sizes (`changed`, or by keyword); every key that the change touches is written
+        out.
 
         `keep_layers` maps a stack's name to the old numbers of the layers that stay, so that lists with one entry per
         layer follow. ConfigError when the architecture has no key for a size, or ties it to another.
         """
         old = self.sizes(config)
-        new = {**old, **sizes}
+        new = {**old, **(changed or {}), **sizes}
         for stack in self.stacks:
             kept = (keep_layers or {}).get(stack.name)
             if kept is not None:

@@ -1,0 +1,222 @@
+"""How much to cut where: exact sizes for a share of the parameters, and a schedule of stages in the shape of
+OpenBA-V2's.
+
+Depth comes before width, because dropping layers hurts less (OpenBA-V2, section 4.1.1). Layers, hidden, heads and FFN
+shrink by one factor s, so that parameters outside the embeddings shrink by s cubed: OpenBA-V2's own 48 to 32 layers and
+4096 to 2560 places are s = 0.67 and 0.63 for a quarter of the parameters.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+from penjing.errors import ConfigError, fault
+from penjing.models.cost import count_parameters, flops_per_token
+from penjing.models.family import of
+from penjing.prune import rules
+
+Axes = Literal["both", "width", "depth"]
+MAX_LAYER_SHARE = 0.25
+"""Largest share of a model's layers that one stage drops: OpenBA-V2's first stage takes 12 of 48."""
+TOKENS_PER_DROPPED_PARAMETER = 10.0
+"""Recovery tokens for each parameter a stage drops. OpenBA-V2's stages used 4.4, 7.4, 16 and, for width, 10.4 (65
+billion).
+"""
+
+
+@dataclass(frozen=True)
+class Proposal:
+    """One stage of a schedule, or the model it starts from."""
+
+    name: str
+    sizes: dict[str, int]
+    parameters: int
+    flops_per_token: float
+    recovery_tokens: float
+    settings: dict[str, Any]
+    """Settings of the `prune` stage that makes this cut."""
+
+    def as_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def sizes_for(config: Mapping[str, Any], keep: float, *, axes: Axes = "both", **limits: Any) -> dict[str, int]:
+    """Sizes of the legal model nearest to `keep` of the parameters of `config`.
+
+    `limits` are those of `rules.problems` (tensor_parallel, multiple_of). ConfigError when no legal model comes within
+    a tenth.
+    """
+    if not 0 < keep < 1:
+        raise ConfigError(
+            fault("'keep' is the share of parameters that stays", found=keep, expected="a number between 0 and 1")
+        )
+    total = count_parameters(config)
+    low, high = 0.01, 1.0
+    for _ in range(24):
+        middle = (low + high) / 2
+        share = _parameters(config, _scaled(config, middle, axes, limits)) / total
+        low, high = (middle, high) if share < keep else (low, middle)
+    tried = [_scaled(config, factor, axes, limits) for factor in (low, high, (low + high) / 2)]
+    if axes != "depth":
+        tried += [_fill_ffn(config, sizes, keep * total, limits) for sizes in tried]
+    legal = [sizes for sizes in tried if not rules.problems(config, sizes, **limits)]
+    if not legal:
+        raise ConfigError(
+            fault(f"no legal sizes found for keep: {keep}", fix="give hidden, ffn, heads and layers yourself")
+        )
+    chosen = min(legal, key=lambda sizes: abs(_parameters(config, sizes) - keep * total))
+    share = _parameters(config, chosen) / total
+    if abs(share - keep) > 0.1 * keep:
+        raise ConfigError(
+            fault(
+                f"no legal sizes near keep: {keep}; the nearest keeps {share:.3f}",
+                fix="embeddings do not shrink with layers: allow width too, or prune the vocabulary",
+            )
+        )
+    return chosen
+
+
+def propose(
+    config: Mapping[str, Any],
+    keep: float,
+    *,
+    sequence_length: int = 2048,
+    max_layer_share: float = MAX_LAYER_SHARE,
+    tokens_per_dropped_parameter: float = TOKENS_PER_DROPPED_PARAMETER,
+    **limits: Any,
+) -> list[Proposal]:
+    """A schedule to `keep` of the parameters: depth in stages of at most `max_layer_share` of the layers, then width at
+    once.
+
+    The first entry is the model as it is. Staging is not a free gain: compare with one direct cut at equal tokens.
+    """
+    family = of(config)
+    goal = sizes_for(config, keep, **limits)
+    schedule = [
+        Proposal(
+            "as it is",
+            family.sizes(config),
+            count_parameters(config),
+            flops_per_token(config, sequence_length=sequence_length),
+            0.0,
+            {},
+        )
+    ]
+    now = dict(config)
+    depth = {stack.name: goal.get(stack.size, family.sizes(config)[stack.size]) for stack in family.stacks}
+    while True:
+        sizes = family.sizes(now)
+        have = {stack.name: sizes[stack.size] for stack in family.stacks}
+        if have == depth:
+            break
+        step = {name: max(depth[name], have[name] - max(1, int(have[name] * max_layer_share))) for name in have}
+        now = _add(
+            schedule,
+            now,
+            {family.stack(name).size: count for name, count in step.items()},
+            {"layers": step if len(step) > 1 else next(iter(step.values()))},
+            sequence_length,
+            tokens_per_dropped_parameter,
+        )
+    width = {
+        name: value
+        for name, value in goal.items()
+        if name not in {stack.size for stack in family.stacks} and value != family.sizes(now)[name]
+    }
+    if width:
+        _add(
+            schedule,
+            now,
+            width,
+            {name: value for name, value in width.items() if name != "head_dim"},
+            sequence_length,
+            tokens_per_dropped_parameter,
+        )
+    return schedule
+
+
+def _add(
+    schedule: list[Proposal],
+    config: Mapping[str, Any],
+    sizes: Mapping[str, int],
+    settings: dict[str, Any],
+    sequence_length: int,
+    tokens_per_parameter: float,
+) -> dict[str, Any]:
+    new = of(config).resize(config, sizes)
+    parameters = count_parameters(new)
+    dropped = schedule[-1].parameters - parameters
+    schedule.append(
+        Proposal(
+            f"stage {len(schedule)}",
+            of(new).sizes(new),
+            parameters,
+            flops_per_token(new, sequence_length=sequence_length),
+            dropped * tokens_per_parameter,
+            settings,
+        )
+    )
+    return new
+
+
+def _scaled(config: Mapping[str, Any], factor: float, axes: Axes, limits: Mapping[str, Any]) -> dict[str, int]:
+    """Every size that may shrink, times `factor`, rounded to what hardware and architecture like."""
+    family = of(config)
+    old = family.sizes(config)
+    sizes: dict[str, int] = {}
+    if axes != "width" and family.no_depth(config) is None:
+        for stack in family.stacks:
+            sizes[stack.size] = max(1, round(old[stack.size] * factor))
+    if axes == "depth":
+        return sizes
+    if "ffn" in family.keys:
+        sizes["ffn"] = _rounded(old["ffn"] * factor, _multiple("ffn", old["ffn"], limits), old["ffn"])
+    if "heads" not in family.fixed:
+        unit = max(
+            1,
+            old["heads"] // old.get("kv_heads", old["heads"]),
+            family.divisors.get("heads", 1),
+            int(limits.get("tensor_parallel", 1)),
+        )
+        sizes["heads"] = _rounded(old["heads"] * factor, unit, old["heads"])
+        sizes = rules.complete(config, sizes)
+    if "hidden" not in family.fixed and not family.hidden_is_heads:
+        sizes["hidden"] = _rounded(old["hidden"] * factor, _multiple("hidden", old["hidden"], limits), old["hidden"])
+    return sizes
+
+
+def _fill_ffn(
+    config: Mapping[str, Any], sizes: Mapping[str, int], parameters: float, limits: Mapping[str, Any]
+) -> dict[str, int]:
+    """The same sizes with the FFN that brings the model nearest to the number of parameters."""
+    family = of(config)
+    if "ffn" not in sizes or "ffn" not in family.keys:
+        return dict(sizes)
+    old = family.sizes(config)["ffn"]
+    step = _multiple("ffn", old, limits)
+    per_place = (_parameters(config, {**sizes, "ffn": step}) - _parameters(config, {**sizes, "ffn": 2 * step})) / -step
+    here = _parameters(config, sizes)
+    wanted = sizes["ffn"] + (parameters - here) / per_place
+    near = sizes["ffn"]
+    return {**sizes, "ffn": _rounded(min(max(wanted, near * 0.75), near * 1.25), step, old)}
+
+
+def _parameters(config: Mapping[str, Any], sizes: Mapping[str, int]) -> int:
+    return count_parameters(of(config).resize(config, sizes))
+
+
+def _multiple(name: str, size: int, limits: Mapping[str, Any]) -> int:
+    said = (limits.get("multiple_of") or {}).get(name)
+    if said:
+        return int(said)
+    step = 1
+    while step < 128 and step * 2 <= size / 16:
+        step *= 2
+    parallel = int(limits.get("tensor_parallel", 1))
+    return step if step % parallel == 0 else step * parallel
+
+
+def _rounded(value: float, step: int, largest: int) -> int:
+    return min(largest, max(step, round(value / step) * step))

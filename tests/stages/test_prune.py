@@ -1,0 +1,168 @@
+"""The prune stage on a trained model: cut in depth and width, loads with plain transformers, says what it did."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import transformers
+
+from penjing.config import parse
+from penjing.contract import Estimate, Job
+from penjing.errors import ConfigError, InputError
+from penjing.files import hash_tree, read_json
+from penjing.models.checkpoint import load_model, open_checkpoint
+from penjing.models.cost import count_parameters
+from penjing.stages import prune
+
+
+@pytest.fixture
+def stories(shared: Path) -> Path:
+    return shared / "models" / "stories260K"
+
+
+def cut(stories: Path, out: Path, **settings: Any) -> dict[str, Any]:
+    out.mkdir()
+    config = parse(prune.Config, settings, where="test")
+    return prune.run(config, {"checkpoint": stories, **settings.pop("inputs", {})}, out, Job())
+
+
+def test_depth_and_width_reload_with_plain_transformers(stories: Path, tmp_path: Path) -> None:
+    figures = cut(stories, tmp_path / "out", layers=3, hidden=48, ffn=96, heads=4, importance="magnitude")
+    model = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "out")
+    tokenizer = transformers.AutoTokenizer.from_pretrained(tmp_path / "out")
+    assert sum(parameter.numel() for parameter in model.parameters()) == figures["parameters_after"]
+    assert (model.config.num_hidden_layers, model.config.hidden_size, model.config.intermediate_size) == (3, 48, 96)
+    assert (model.config.num_attention_heads, model.config.num_key_value_heads, model.config.head_dim) == (4, 2, 8)
+    ids = tokenizer("Once upon a time", return_tensors="pt").input_ids
+    assert model.generate(ids, max_new_tokens=3, do_sample=False).shape[1] == ids.shape[1] + 3
+    assert figures["layers_dropped"] == {"layers": [1, 3]}
+    model.train()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
+    losses = []
+    for _ in range(3):
+        loss = model(input_ids=ids, labels=ids).loss
+        losses.append(loss.item())
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    assert losses[-1] < losses[0]
+
+
+def test_keeping_everything_is_bit_identical(stories: Path, tmp_path: Path) -> None:
+    cut(stories, tmp_path / "out", layers=5, hidden=64, heads=8)
+    source, result = open_checkpoint(stories), open_checkpoint(tmp_path / "out")
+    assert sorted(source.names) == sorted(result.names)
+    assert all((source.read_bits(name) == result.read_bits(name)).all() for name in source.names)
+    assert result.config == source.config
+
+
+def test_same_settings_give_the_same_bytes_and_another_seed_does_not(stories: Path, tmp_path: Path) -> None:
+    hashes = []
+    for name, seed in (("a", 1), ("b", 1), ("c", 2)):
+        cut(stories, tmp_path / name, hidden=32, seed=seed)
+        hashes.append(hash_tree(tmp_path / name))
+    assert hashes[0] == hashes[1] != hashes[2]
+
+
+def test_an_interrupted_cut_goes_on_to_the_same_bytes(stories: Path, tmp_path: Path) -> None:
+    cut(stories, tmp_path / "whole", hidden=32)
+    cut(stories, tmp_path / "again", hidden=32)
+    (tmp_path / "again" / "config.json").unlink()
+    (tmp_path / "again" / "plan.json").unlink()
+    prune.run(prune.Config(hidden=32), {"checkpoint": stories}, tmp_path / "again", Job())
+    assert hash_tree(tmp_path / "whole") == hash_tree(tmp_path / "again")
+
+
+def test_a_written_plan_may_be_edited_and_applied(stories: Path, tmp_path: Path) -> None:
+    cut(stories, tmp_path / "plan", layers=4, plan_only=True)
+    text = (tmp_path / "plan" / "plan.json").read_text()
+    assert '"layers": "0-1,3-4"' in text
+    (tmp_path / "plan" / "plan.json").write_text(text.replace('"layers": "0-1,3-4"', '"layers": "0-2,4"'))
+    (tmp_path / "out").mkdir()
+    figures = prune.run(prune.Config(), {"checkpoint": stories, "plan": tmp_path / "plan"}, tmp_path / "out", Job())
+    assert figures["layers_dropped"] == {"layers": [3]}
+    assert load_model(tmp_path / "out").config.num_hidden_layers == 4
+
+
+def test_original_layer_numbers_follow_the_history(stories: Path, tmp_path: Path) -> None:
+    cut(stories, tmp_path / "one", drop_layers=[1])
+    figures = cut(tmp_path / "one", tmp_path / "two", drop_layers=[3], layer_numbers="original")
+    assert figures["layers_dropped"] == {"layers": [2]}
+    assert [item["layers"]["layers"] for item in read_json(tmp_path / "two" / "plan.json")["history"]] == ["0,2-4"]
+    with pytest.raises(ConfigError, match=r"layer 1 of the original model is not in this one"):
+        cut(tmp_path / "two", tmp_path / "three", drop_layers=[1], layer_numbers="original")
+
+
+def test_keep_finds_sizes_near_the_share(stories: Path, tmp_path: Path) -> None:
+    figures = cut(stories, tmp_path / "out", keep=0.5)
+    assert figures["kept_share"] == pytest.approx(0.5, abs=0.05)
+    assert figures["parameters_after"] == count_parameters(open_checkpoint(tmp_path / "out").config)
+
+
+def test_price_is_what_the_cut_gives(stories: Path, tmp_path: Path) -> None:
+    source = open_checkpoint(stories)
+    parameters = count_parameters(source.config)
+    given = Estimate(parameters=parameters, disk_bytes=4.0 * parameters, model=source.config)
+    estimate = prune.price(prune.Config(hidden=48, layers=0.6), {"checkpoint": given})
+    figures = cut(stories, tmp_path / "out", hidden=48, layers=0.6)
+    assert estimate.parameters == figures["parameters_after"]
+    assert estimate.model == open_checkpoint(tmp_path / "out").config
+    assert estimate.disk_bytes == pytest.approx((tmp_path / "out" / "model.safetensors").stat().st_size, rel=0.05)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        (
+            {"heads": 5},
+            "5 heads on 1 key/value heads is 5 per group, more than the 2 there are; "
+                "nearest legal: heads 4, kv_heads 2 . heads 6, kv_heads 3",
+        ),
+        ({"hidden": 96}, "hidden cannot grow from 64 to 96"),
+        ({"layers": 0.99, "drop_layers": [1]}, "'layers' and 'drop_layers' both say which layers stay"),
+        ({"drop_layers": [0, 1, 2, 3, 4]}, "cannot drop 5 of 5 layers"),
+        ({"drop_layers": [7]}, "there is no such layer to drop; found 7; expected 0 to 4"),
+        ({"drop_layers": [1, 1]}, r"a layer is dropped twice; found \[1, 1\]"),
+        ({"layers": [0, 5]}, "index out of range among the layers of layers; found 5; expected 0 to 4"),
+        ({"hidden": 0}, "wrong hidden; found 0; expected a whole number above 0 or a share below 1"),
+        (
+            {"ffn": 90, "tensor_parallel": 4},
+            "ffn 90 does not divide among 4 tensor-parallel ranks; nearest legal: ffn 88 . ffn 92",
+        ),
+        ({"importance": "magnitud"}, "unknown importance metric 'magnitud'.*did you mean 'magnitude'"),
+        (
+            {"depth_rule": "greedy", "layers": 3},
+            "this depth rule measures the model and was given nothing to measure it on",
+        ),
+        ({"keep": 0.5, "ffn": 10}, "'keep' finds the sizes itself"),
+        ({"layers": {"decoder": 3}}, "llama has no stack 'decoder'; expected one of layers"),
+    ],
+)
+def test_impossible_cuts_are_refused_before_anything_is_written(
+    stories: Path, tmp_path: Path, settings: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(ConfigError, match=message):
+        cut(stories, tmp_path / "out", **{"hidden": 64, **settings} if "keep" not in settings else settings)
+    assert not list((tmp_path / "out").iterdir())
+
+
+def test_a_plan_for_another_model_is_refused(stories: Path, tmp_path: Path) -> None:
+    cut(stories, tmp_path / "small", layers=3)
+    cut(stories, tmp_path / "plan", layers=4, importance="magnitude", ffn=80, plan_only=True)
+    (tmp_path / "out").mkdir()
+    with pytest.raises(InputError, match=r"the plan is for another model"):
+        prune.run(
+            prune.Config(), {"checkpoint": tmp_path / "small", "plan": tmp_path / "plan"}, tmp_path / "out", Job()
+        )
+    model = load_model(stories)
+    with torch.no_grad():
+        model.model.norm.weight += 1
+    model.save_pretrained(tmp_path / "other")
+    with pytest.raises(InputError, match=r"the plan was made from other weights of the same shape"):
+        prune.run(
+            prune.Config(), {"checkpoint": tmp_path / "other", "plan": tmp_path / "plan"}, tmp_path / "out", Job()
+        )
+    assert not list((tmp_path / "out").iterdir())
