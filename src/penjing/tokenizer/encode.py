@@ -4,8 +4,9 @@
     any other tokenizer.json            the tokenizers library itself
     tokenizer.model / *.model alone     sentencepiece itself
 
-Before tiktoken is trusted it has to give the ids of the tokenizers library on a probe of every kind of text, and the first
-documents of a run are compared too; where they differ the library does the work (`Encoder.engine` says which one does).
+Before tiktoken is trusted it has to give the ids of the tokenizers library on a probe of every kind of text, and the
+first documents of a run are compared too; where they differ the library does the work (`Encoder.engine` says which
+one does).
 """
 
 from __future__ import annotations
@@ -93,8 +94,8 @@ class Encoder:
 def load_encoder(path: Path, *, special_tokens: bool = True, threads: int = 1, engine: str | None = None) -> Encoder:
     """The encoder of a tokenizer directory (or of one tokenizer.json / .model file, which may be gzipped).
 
-    special_tokens: text that spells a special token (`<|endoftext|>`) becomes its id, as the libraries do; False encodes it
-    as ordinary text. threads: of tiktoken and tokenizers. engine: force one of the three (for measurements).
+    special_tokens: text that spells a special token (`<|endoftext|>`) becomes its id, as the libraries do; False
+    encodes it as ordinary text. threads: of tiktoken and tokenizers. engine: force one of the three (for measurements).
     Raises InputError when there is no tokenizer or it is damaged.
     """
     folder = path if path.is_dir() else path.parent
@@ -148,8 +149,8 @@ def _from_json(file: Path, folder: Path, *, special_tokens: bool, threads: int, 
         raise InputError(fault("tiktoken cannot stand in for this tokenizer", where=file, expected="byte-level BPE"))
     bos, eos = _ends(folder, added, library.token_to_id)
     return Encoder(path=file, engine="tiktoken" if fast is not None else "tokenizers", vocab_size=size, eos_id=eos,
-                   bos_id=bos, special=added, _encode=fast or by_library, _check=by_library if fast is not None else None,
-                   _decode=lambda ids: str(library.decode(list(ids), skip_special_tokens=False)))
+                   bos_id=bos, special=added, _encode=fast or by_library, _check=by_library if fast is not None else
+                   None, _decode=lambda ids: str(library.decode(list(ids), skip_special_tokens=False)))
 
 
 def _tiktoken(spec: dict[str, Any], by_library: Encode, *, special_tokens: bool, threads: int) -> Encode | None:
@@ -174,7 +175,7 @@ def _tiktoken(spec: dict[str, Any], by_library: Encode, *, special_tokens: bool,
         return None
     order = list(ranks)
     to_id = np.empty(len(order) + len(added), np.int32)
-    to_id[: len(order)] = [vocab[_spell(piece)] for piece in order]
+    to_id[: len(order)] = [vocab.get(_spell(piece), -1) for piece in order]
     specials = {}
     for place, item in enumerate(added, len(order)):
         specials[item["content"]] = place
@@ -182,7 +183,7 @@ def _tiktoken(spec: dict[str, Any], by_library: Encode, *, special_tokens: bool,
     # tiktoken tries specials in no set order, so where one begins another ("  ", "   ") the longest is cut out here.
     nested = any(a != b and b.startswith(a) for a in specials for b in specials)
     cut = re.compile("|".join(re.escape(text) for text in sorted(specials, key=len, reverse=True))) if nested else None
-    if model.get("ignore_merges") and len(order) != len(set(vocab) - {item["content"] for item in added}):
+    if model.get("ignore_merges") and set(vocab) - {item["content"] for item in added} - set(map(_spell, order)):
         return None
     try:
         encoding = tiktoken.Encoding("own", pat_str=pattern, mergeable_ranks=ranks, special_tokens=specials)
@@ -224,11 +225,10 @@ def _ranks(vocab: dict[str, int], merges: Sequence[Any]) -> dict[bytes, int] | N
     letters = _byte_letters()
     ranks: dict[bytes, int] = {}
     try:
-        for letter in letters:
-            if letter in vocab:
-                ranks[bytes([letters[letter]])] = len(ranks)
-        if len(ranks) != 256:
-            return None
+        for letter, byte in letters.items():
+            if letter not in vocab and byte not in _NEVER_IN_UTF8:
+                return None
+            ranks[bytes([byte])] = len(ranks)
         for merge in merges:
             left, right = merge.split(" ") if isinstance(merge, str) else merge
             piece = bytes(letters[c] for c in left + right)
@@ -241,7 +241,8 @@ def _ranks(vocab: dict[str, int], merges: Sequence[Any]) -> dict[bytes, int] | N
 
 
 def _split_pattern(node: dict[str, Any] | None) -> str | None:
-    """The one regular expression that a pre-tokenizer splits by, or None when it is not byte-level by one expression."""
+    """The one regular expression that a pre-tokenizer splits by, or None when it is not byte-level by one
+    expression."""
     if node is None:
         return None
     parts = node["pretokenizers"] if node.get("type") == "Sequence" else [node]
@@ -276,6 +277,8 @@ def _byte_letters() -> dict[str, int]:
     return {chr(byte): byte for byte in plain} | {chr(256 + i): byte for i, byte in enumerate(rest)}
 
 
+_NEVER_IN_UTF8 = frozenset({0xC0, 0xC1, *range(0xF5, 0x100)})
+"""Bytes that no text holds; a vocabulary may lack them."""
 _LETTER_OF = {byte: letter for letter, byte in _byte_letters().items()}
 
 
