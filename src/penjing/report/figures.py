@@ -66,7 +66,8 @@ def line_chart(series: Sequence[Series], *, x_label: str, y_label: str, bands: S
             parts.append(f'<text class="tick" x="{x:.1f}" y="{height - bottom + 16}" text-anchor="middle">{short(tick)}</text>')
     taken: list[float] = []
     for item in series:
-        usable = [place(x, y) for x, y in item.points if math.isfinite(y)]
+        values = [(x, y) for x, y in item.points if math.isfinite(y)]
+        usable = [place(x, y) for x, y in values]
         if not usable:
             continue
         path = "M" + "L".join(f"{x:.1f} {y:.1f}" for x, y in usable)
@@ -74,7 +75,7 @@ def line_chart(series: Sequence[Series], *, x_label: str, y_label: str, bands: S
         if len(usable) <= 40:
             parts += [f'<circle class="dot {item.css}" cx="{x:.1f}" cy="{y:.1f}" r="2.6"><title>{escape(item.name)}: '
                       f'{short(value)} at {short(at)}</title></circle>'
-                      for (x, y), (at, value) in zip(usable, item.points, strict=False)]
+                      for (x, y), (at, value) in zip(usable, values, strict=True)]
         if item.label_end:
             x, y = usable[-1]
             y = _free(y, taken)
