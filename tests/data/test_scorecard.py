@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 import penjing
-from penjing.data.scorecard import scorecard, wilson
+from penjing.data.scorecard import Reason, scorecard, wilson
 from penjing.data.weather import weather
 
 SHARES = {"edited": 0.3, "copies": 0.1, "near_copies": 0.1, "mojibake": 0.1, "junk": 0.1, "tracking": 0.1}
@@ -84,10 +84,24 @@ def test_a_wrongly_dropped_document_names_the_rule(crawl: list[dict[str, Any]]) 
     with_company = {label(row)["origin"] for row in crawl if label(row)["kind"] in ("copy", "near-copy", "mojibake")}
     alone = next(name for name in left if name not in with_company)
     del left[alone]
-    scores = scorecard(crawl, left, reasons={alone: "too-short"})
+    scores = scorecard(crawl, left, reasons={alone: Reason("too-short")})
     assert scores["lost_documents"]["all"]["number"] == 1
     assert scores["precision"]["all"]["of"] - scores["precision"]["all"]["number"] == 1
     assert [item["value"] for item in scores["examples"]["wrongly dropped"]] == ["too-short"]
+
+
+def test_a_natural_copy_is_not_lost_but_only_if_its_text_is_there(crawl: list[dict[str, Any]]) -> None:
+    left = perfect(crawl)
+    with_company = {label(row)["origin"] for row in crawl if label(row)["kind"] in ("copy", "near-copy", "mojibake")}
+    alone, other = [name for name in left if name not in with_company][:2]
+    text, lang = left.pop(alone)
+    why = {alone: Reason("near", kept="page-between"), "page-between": Reason("near", kept=other)}
+    assert scorecard(crawl, left, reasons=why)["lost_documents"]["all"]["number"] == 1
+    left[other] = (f"{left[other][0]}\n{text}", lang)
+    scores = scorecard(crawl, left, reasons=why)
+    assert scores["lost_documents"]["all"]["number"] == 0 and scores["natural_copies"]["all"] == 1
+    assert scores["precision"]["all"]["rate"] == 1
+    assert scorecard(crawl, left)["lost_documents"]["all"]["number"] == 1
 
 
 def test_lost_sentences_and_left_strings_are_counted(crawl: list[dict[str, Any]]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +49,9 @@ def test_de_duplication_is_marked_by_the_copies_it_finds(crawl: Path, tmp_path: 
     assert 0 < figures["recall"] < 1 and figures["precision"] == 1
     assert json.loads(json.dumps(figures, allow_nan=False)) == figures
     assert all(0 <= row["low"] <= row["rate"] <= row["high"] <= 1 for row in figures["table"] if row["rate"] is not None)
+    lines = (tmp_path / "scores" / "table.txt").read_text(encoding="utf-8").splitlines()
+    assert len(lines) == 1 + len({row["what"] for row in figures["table"]})
+    assert re.search(r"^gone: copy: other-url +\d+/\d+ 100\.0% \[", "\n".join(lines), re.MULTILINE)
     first = hash_tree(tmp_path / "scores")
     marks(tmp_path, crawl, tmp_path / "unique")
     assert hash_tree(tmp_path / "scores") == first

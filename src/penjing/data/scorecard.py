@@ -2,7 +2,9 @@
 
 Documents. Junk and mojibake should vanish, and of every cluster (a document with its copies and near copies) all but
 one. A dropped document is rightly dropped when it is one of those; the last of a cluster is not, and when a whole
-cluster is gone exactly one of its documents was dropped wrongly. Mojibake that was repaired counts as gone.
+cluster is gone exactly one of its documents was dropped wrongly. Mojibake that was repaired counts as gone. Clean
+documents may be copies of one another before any weather: a cluster that gave way to a document which is still there
+and holds at least four fifths of its text is a natural copy, counted apart and not lost.
 
     recall     of the documents that should vanish, the part that has
     precision  of the documents that were dropped, the part that should vanish
@@ -32,6 +34,8 @@ RESIDUE = 0.1
 """An inserted string counts as gone when at most this part of its own n-grams is left."""
 REPAIRED = 0.8
 """Mojibake counts as repaired when at least this part of the clean text's characters is there."""
+NATURAL = 0.8
+"""A document counts as a natural copy when at least this part of its characters is in the one that stayed for it."""
 EXAMPLES = 20
 
 _NOT_LETTERS = re.compile(r"[\W_]+")
@@ -61,11 +65,20 @@ class Share:
 
 
 @dataclass(frozen=True)
+class Reason:
+    """Why a document was dropped: the rule, and the id of the document that stayed in its place, if any."""
+
+    rule: str
+    kept: str | None = None
+
+
+@dataclass(frozen=True)
 class _Member:
     name: str
     lang: str
     left: bool
     variant: str
+    clean: str
     repaired: bool = False
 
 
@@ -79,15 +92,16 @@ class _Tables:
     defects: dict[str, dict[str, Share]] = field(default_factory=lambda: defaultdict(lambda: defaultdict(Share)))
     text: dict[str, dict[str, Share]] = field(default_factory=lambda: defaultdict(lambda: defaultdict(Share)))
     clusters: dict[str, list[int]] = field(default_factory=lambda: defaultdict(lambda: [0, 0, 0]))
+    natural: dict[str, int] = field(default_factory=lambda: defaultdict(int))
     examples: dict[str, list[dict[str, Any]]] = field(default_factory=lambda: defaultdict(list))
 
 
 def scorecard(weathered: Iterable[Mapping[str, Any]], cleaned: Mapping[str, tuple[str, str | None]], *,
-              reasons: Mapping[str, str] | None = None) -> dict[str, Any]:
+              reasons: Mapping[str, Reason] | None = None) -> dict[str, Any]:
     """The marks of a cleaning.
 
     `weathered`: rows with id, text and meta (a dict with the label under "weather"; rows without are passed over).
-    `cleaned`: id -> (text, lang) of what is left. `reasons`: id -> the rule that dropped it, where known.
+    `cleaned`: id -> (text, lang) of what is left. `reasons`: id -> why it was dropped, where known.
     Languages are zh, en, other (foreign junk) and all. ValueError when no row carries a label.
     """
     tables = _Tables()
@@ -113,18 +127,19 @@ def scorecard(weathered: Iterable[Mapping[str, Any]], cleaned: Mapping[str, tupl
             if left is not None:
                 kept, of = _present(label["clean_text"], left[0], lang)
                 if kept >= REPAIRED * of:
-                    clusters[label["origin"]].append(_Member(name, lang, True, variant, repaired=True))
+                    clusters[label["origin"]].append(_Member(name, lang, True, variant, "", repaired=True))
                     continue
                 _example(tables, "mojibake left", name, lang, label["variant"], left[0])
             _vanish(tables, lang, variant, left is None)
             continue
-        clusters[label["origin"]].append(_Member(name, lang, left is not None, f"{kind}: {label['variant']}".rstrip(": ")))
+        clean = label.get("clean_text", row["text"])
+        variant = f"{kind}: {label['variant']}".rstrip(": ")
+        clusters[label["origin"]].append(_Member(name, lang, left is not None, variant, clean if left is None else ""))
         if left is None:
             continue
         _count(tables.language, lang, left[1] == lang)
         if kind != "near-copy":
             _strings(tables, lang, label, left[0], name)
-            clean = label.get("clean_text", row["text"])
             kept, of = _present(clean, left[0], lang)
             for key in (lang, ALL):
                 share = tables.text[key]["clean" if kind == "clean" else "edited"]
@@ -135,7 +150,7 @@ def scorecard(weathered: Iterable[Mapping[str, Any]], cleaned: Mapping[str, tupl
     if not labelled:
         raise ValueError("no document carries weather labels")
     for origin, members in clusters.items():
-        _cluster(tables, origin, members, why)
+        _cluster(tables, origin, members, cleaned, why)
     return _as_json(tables)
 
 
@@ -147,23 +162,29 @@ def wilson(number: int, of: int, *, z: float = Z) -> tuple[float, float]:
     return max(0.0, centre - half), min(1.0, centre + half)
 
 
-def _cluster(tables: _Tables, origin: str, members: list[_Member], why: Mapping[str, str]) -> None:
+def _cluster(tables: _Tables, origin: str, members: list[_Member], cleaned: Mapping[str, tuple[str, str | None]],
+             why: Mapping[str, Reason]) -> None:
     pages = [member for member in members if not member.repaired]
     if not pages:
         return
     lang = pages[0].lang
     left = sum(member.left for member in members)
     gone = [member for member in pages if not member.left]
-    _count(tables.lost, lang, not left)
+    natural = not left and any(_natural(member, cleaned, why) for member in gone)
+    lost = not left and not natural
+    for key in (lang, ALL) if natural else ():
+        tables.natural[key] += 1
+    _count(tables.lost, lang, lost)
     for place in range(len(gone)):
-        _dropped(tables, lang, True, rightly=left > 0 or place > 0)
+        _dropped(tables, lang, True, rightly=not lost or place > 0)
     for place in range(len(pages) - 1):
         _count(tables.recall, lang, place < len(gone))
     for member in members:
         if member.repaired:
             _vanish(tables, lang, member.variant, left == 1)
-    if not left:
-        _example(tables, "wrongly dropped", pages[0].name, lang, why.get(pages[0].name, ""), "")
+    if lost:
+        reason = why.get(pages[0].name)
+        _example(tables, "wrongly dropped", pages[0].name, lang, reason.rule if reason else "", pages[0].clean)
     if len(pages) == 1:
         return
     for key in (lang, ALL):
@@ -178,6 +199,19 @@ def _cluster(tables: _Tables, origin: str, members: list[_Member], why: Mapping[
                 tables.vanish[key][member.variant].add(not missed)
             if missed:
                 _example(tables, "copy left", member.name, lang, member.variant, "")
+
+
+def _natural(member: _Member, cleaned: Mapping[str, tuple[str, str | None]], why: Mapping[str, Reason]) -> bool:
+    """Whether the document gave way, perhaps over several steps, to one that is there and holds its text."""
+    seen: set[str] = set()
+    name: str | None = member.name
+    while name is not None and name not in cleaned and name not in seen:
+        seen.add(name)
+        name = why[name].kept if name in why else None
+    if name is None or name not in cleaned:
+        return False
+    kept, of = _present(member.clean, cleaned[name][0], member.lang)
+    return kept >= NATURAL * of
 
 
 def _strings(tables: _Tables, lang: str, label: Mapping[str, Any], text: str, name: str) -> None:
@@ -259,6 +293,7 @@ def _as_json(tables: _Tables) -> dict[str, Any]:
     }
     for name, nested in (("vanish", tables.vanish), ("strings_gone", tables.defects), ("characters_lost", tables.text)):
         result[name] = {lang: shares(table) for lang, table in sorted(nested.items())}
+    result["natural_copies"] = dict(sorted(tables.natural.items()))
     result["clusters"] = {
         lang: {"clusters": number, "documents": documents, "left": left, "left_per_cluster": round(left / number, 4)}
         for lang, (number, documents, left) in sorted(tables.clusters.items())

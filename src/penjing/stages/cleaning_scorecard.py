@@ -14,14 +14,16 @@ from penjing.config import Config as Base
 from penjing.console import say
 from penjing.contract import CORPUS, SCORES, Estimate, Inputs, Job
 from penjing.data.document import Corpus, open_corpus
-from penjing.data.scorecard import ALL, scorecard
+from penjing.data.scorecard import ALL, Reason, scorecard
 from penjing.errors import GateError, InputError, fault
-from penjing.files import write_json
+from penjing.files import write_json, write_text
 
 VERSION = 1
 INPUTS = {"weathered": CORPUS, "cleaned": CORPUS, "through": CORPUS + "*?"}
-"""`through`: corpora between the two, whose `dropped/` says which rule a document fell to."""
+"""`through`: corpora between the two, whose `dropped/` says which rule a document fell to, or for which copy."""
 OUTPUT = SCORES
+HEADLINES = 7
+"""Lines of table.txt that are shown at the end of the stage: the column names and the marks over all kinds."""
 
 
 class Config(Base):
@@ -34,12 +36,12 @@ class Config(Base):
 
 
 def run(config: Config, inputs: Inputs, out: Path, job: Job) -> dict[str, Any]:
-    """Writes scores.json. GateError, with scores.json written, when a bound of the settings is not reached."""
+    """Writes scores.json and table.txt. GateError, with both written, when a bound of the settings is not reached."""
     weathered, cleaned = open_corpus(inputs["weathered"]), open_corpus(inputs["cleaned"])
     left = {row["id"]: (row["text"] or "", row["lang"]) for batch in cleaned.batches(columns=["id", "text", "lang"])
             for row in batch.to_pylist()}
     corpora = [cleaned, *(open_corpus(path) for path in inputs.get("through") or [])]
-    reasons = {name: rule for corpus in corpora for name, rule in _reasons(corpus)}
+    reasons = {name: reason for corpus in corpora for name, reason in _reasons(corpus)}
     try:
         scores = scorecard(_rows(weathered), left, reasons=reasons)
     except ValueError as error:
@@ -51,7 +53,9 @@ def run(config: Config, inputs: Inputs, out: Path, job: Job) -> dict[str, Any]:
     out.mkdir(parents=True, exist_ok=True)
     write_json(out / "scores.json", {"version": 1, **scores})
     figures = _figures(scores)
-    for line in table(scores):
+    lines = table(scores)
+    write_text(out / "table.txt", "\n".join(lines) + "\n")
+    for line in lines[:HEADLINES]:
         say(f"  {line}")
     for name, bound in (("precision", config.min_precision), ("recall", config.min_recall)):
         low = scores[name].get(ALL, {"low": None})["low"]
@@ -68,12 +72,15 @@ def price(config: Config, inputs: Mapping[str, Estimate]) -> Estimate:
 
 
 def table(scores: Mapping[str, Any]) -> list[str]:
-    """The marks as lines of text: language, what, so many of so many, percent and interval."""
-    lines = []
+    """The marks as lines of text: what, then for all and each language so many of so many, percent and 95% interval."""
+    found: dict[str, dict[str, str]] = {}
     for row in _figures(scores)["table"]:
-        rate = "-" if row["rate"] is None else f"{100 * row['rate']:6.2f}% [{100 * row['low']:.1f}, {100 * row['high']:.1f}]"
-        lines.append(f"{row['lang']:<6}{row['what']:<44}{row['number']:>7} of {row['of']:<7}{rate}")
-    return lines
+        rate = "" if row["rate"] is None else f" {100 * row['rate']:.1f}% [{100 * row['low']:.1f}, {100 * row['high']:.1f}]"
+        found.setdefault(row["what"], {})[row["lang"]] = f"{row['number']}/{row['of']}{rate}"
+    columns = [lang for lang in (ALL, "zh", "en", "other") if any(lang in cells for cells in found.values())]
+    lines = [f"{'':<36}" + "".join(f"{lang:<34}" for lang in columns)]
+    lines += [f"{what:<36}" + "".join(f"{cells.get(lang, '-'):<34}" for lang in columns) for what, cells in found.items()]
+    return [line.rstrip() for line in lines]
 
 
 def _figures(scores: Mapping[str, Any]) -> dict[str, Any]:
@@ -81,13 +88,14 @@ def _figures(scores: Mapping[str, Any]) -> dict[str, Any]:
     for what, name in (("recall of what should vanish", "recall"), ("precision of what was dropped", "precision"),
                        ("documents lost for good", "lost_documents"), ("language told right", "language_right")):
         rows += [{"lang": lang, "what": what, **share} for lang, share in scores[name].items()]
-    for prefix, name in (("gone: ", "vanish"), ("strings gone: ", "strings_gone"), ("characters lost: ", "characters_lost")):
+    for prefix, name in (("characters lost: ", "characters_lost"), ("gone: ", "vanish"), ("strings gone: ", "strings_gone")):
         rows += [{"lang": lang, "what": f"{prefix}{kind}", **share}
                  for lang, kinds in scores[name].items() for kind, share in kinds.items()]
     totals = {name: scores[name].get(ALL, {"rate": None})["rate"] for name in ("recall", "precision", "lost_documents")}
     samples = [item for items in scores["examples"].values() for item in items[:5]]
-    return {**totals, "copies_left_per_cluster": scores["clusters"].get(ALL, {}).get("left_per_cluster"),
-            "clusters": scores["clusters"], "table": rows, "samples": samples}
+    return {**totals, "left_per_cluster": scores["clusters"].get(ALL, {}).get("left_per_cluster"),
+            "natural_copies": scores["natural_copies"].get(ALL, 0), "clusters": scores["clusters"],
+            "table": rows, "samples": samples}
 
 
 def _rows(corpus: Corpus) -> Iterator[dict[str, Any]]:
@@ -96,7 +104,9 @@ def _rows(corpus: Corpus) -> Iterator[dict[str, Any]]:
             yield {**row, "text": row["text"] or "", "meta": json.loads(row["meta"] or "{}")}
 
 
-def _reasons(corpus: Corpus) -> Iterator[tuple[str, str]]:
+def _reasons(corpus: Corpus) -> Iterator[tuple[str, Reason]]:
     for path in sorted((corpus.path / "dropped").glob("*.parquet")):
-        dropped = pq.read_table(path, columns=["id", "rule"])
-        yield from zip(dropped.column("id").to_pylist(), dropped.column("rule").to_pylist(), strict=True)
+        with pq.ParquetFile(path) as file:
+            wanted = [name for name in ("id", "rule", "kept") if name in file.schema_arrow.names]
+            for row in file.read(columns=wanted).to_pylist():
+                yield row["id"], Reason(row["rule"], row.get("kept"))
