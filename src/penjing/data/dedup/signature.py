@@ -206,7 +206,7 @@ def _sketches(tokens, offsets, width, size):  # type: ignore[no-untyped-def]
     documents = len(offsets) - 1
     total = 0
     for d in range(documents):
-        total += min(np.int64(offsets[d + 1] - offsets[d]), np.int64(size))
+        total += min(int(offsets[d + 1] - offsets[d]), size)
     out = np.empty(total, np.uint32)
     starts = np.zeros(documents + 1, np.int64)
     tops = np.full(documents, np.uint32(0xFFFFFFFF), np.uint32)
@@ -214,7 +214,7 @@ def _sketches(tokens, offsets, width, size):  # type: ignore[no-untyped-def]
     for d in range(documents):
         start = offsets[d]
         number = offsets[d + 1] - start
-        kept = np.int64(0)
+        kept = 0
         if number > 0:
             used = min(width, number)
             shingles = number - used + 1
@@ -240,7 +240,7 @@ def _sketches(tokens, offsets, width, size):  # type: ignore[no-untyped-def]
                 if unique >= size or share >= 1.0:
                     break
                 share = min(1.0, share * 3.0)
-            kept = min(unique, size)
+            kept = unique if unique < size else size
             out[starts[d] : starts[d] + kept] = chosen[:kept]
             if unique > size or share < 1.0:
                 tops[d] = chosen[kept - 1]

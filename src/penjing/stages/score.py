@@ -1,0 +1,289 @@
+"""Score every document's perplexity, cut each language into head, middle and tail, and drop what is asked."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+from pydantic import Field, model_validator
+
+from penjing.config import Config as BaseConfig
+from penjing.contract import CORPUS, FILES, Estimate, Inputs, Job
+from penjing.data.dedup.sieve import VERDICT_SCHEMA, merge_funnels, sift
+from penjing.data.document import finish_corpus, open_corpus, shard_batches
+from penjing.data.engine import map_shards
+from penjing.data.perplexity.store import load_language, manifest
+from penjing.data.perplexity.tiers import FILE, cutoffs, read_cutoffs, tier_of, write_cutoffs
+
+VERSION = 1
+INPUTS = {"corpus": CORPUS, "model": FILES, "frozen": CORPUS + "?"}
+OUTPUT = CORPUS
+SCORE_SCHEMA = pa.schema(
+    [
+        ("id", pa.string()),
+        ("lang", pa.string()),
+        ("source", pa.string()),
+        ("perplexity", pa.float64()),
+        ("log_probability", pa.float64()),
+        ("words", pa.int64()),
+        ("unknown", pa.int64()),
+        ("bytes", pa.int64()),
+        ("tier", pa.string()),
+    ]
+)
+
+
+class Config(BaseConfig):
+    """Where the cuts are and what goes."""
+
+    head: float = Field(30, gt=0, le=100)
+    """Percentile below which documents are `head`, the least surprising."""
+    middle: float = Field(60, gt=0, le=100)
+    """Percentile below which documents are `middle`; from it on they are `tail`."""
+    basis: Literal["documents", "words", "bytes"] = "documents"
+    """What the percentiles are shares of."""
+    sources: tuple[str, ...] = ()
+    """Only these sources are cut (web text, say); the rest is tier `all` and stays. Empty: every source."""
+    per_source: bool = False
+    """Cut every source by its own percentiles instead of all of a language together."""
+    drop_tail: bool = True
+    """Drop the tail."""
+    low: float = Field(0.5, ge=0, lt=50)
+    """Percentile below which text is suspected to be boilerplate (tier `low`); 0 has no such tier."""
+    drop_low: bool = True
+    """Drop the tier `low`."""
+
+    @model_validator(mode="after")
+    def _ordered(self) -> Config:
+        if not self.low < self.head <= self.middle:
+            raise ValueError("percentiles low < head <= middle")
+        return self
+
+
+def run(config: Config, inputs: Inputs, out: Path, job: Job) -> dict[str, Any]:
+    """Write the corpus without what is dropped, `scores/` beside it, and `cutoffs.json`, which later data can be cut by."""
+    corpus = open_corpus(inputs["corpus"])
+    model = Path(inputs["model"])
+    languages = sorted(manifest(model)["languages"])
+    state = out / "state"
+    raw = [state / "raw" / shard.name for shard in corpus.shards]
+    units = [
+        {"name": shard.name, "shard": shard, "to": to, "model": model, "languages": languages}
+        for shard, to in zip(corpus.shards, raw, strict=True)
+    ]
+    map_shards(score_shard, units, job=job, label="score", state=state)
+    if inputs.get("frozen") is not None:
+        groups = read_cutoffs(Path(inputs["frozen"]) / FILE)
+    else:
+        groups = _cut(config, raw, languages)
+    write_cutoffs(
+        out / FILE,
+        groups,
+        {
+            "head": config.head,
+            "middle": config.middle,
+            "low": config.low,
+            "basis": config.basis,
+            "per_source": config.per_source,
+        },
+    )
+    settings = {
+        "sources": config.sources,
+        "per_source": config.per_source,
+        "drop_tail": config.drop_tail,
+        "drop_low": config.drop_low,
+    }
+    parts = map_shards(
+        tier_shard,
+        [
+            {
+                "name": shard.name,
+                "shard": shard,
+                "raw": to,
+                "cutoffs": out / FILE,
+                "scores": out / "scores" / shard.name,
+                "verdicts": state / "verdicts" / shard.name,
+                "out": out,
+                "languages": languages,
+                **settings,
+            }
+            for shard, to in zip(corpus.shards, raw, strict=True)
+        ],
+        job=job,
+        label="tier",
+        state=state,
+    )
+    finish_corpus(
+        out,
+        keep=[shard.stem for shard in corpus.shards],
+        provenance={"stage": "score", "corpus": dict(corpus.manifest["provenance"])},
+    )
+    shutil.rmtree(state)
+    return {
+        "funnel": merge_funnels(part["funnel"] for part in parts),
+        "tiers": _sum_tiers(part["tiers"] for part in parts),
+        "cutoffs": {
+            name: {key: group[key] for key in ("low", "head", "middle", "documents")}
+            for name, group in sorted(groups.items())
+        },
+    }
+
+
+def score_shard(unit: dict[str, Any]) -> dict[str, Any]:
+    """Write the scores of one shard, row by row, without tiers."""
+    tables = []
+    wanted = ["id", "lang", "source", "text"]
+    for batch in shard_batches(Path(unit["shard"]), columns=wanted, rows=2048):
+        size = batch.num_rows
+        columns = {
+            "perplexity": np.full(size, np.nan),
+            "log_probability": np.zeros(size),
+            "words": np.zeros(size, np.int64),
+            "unknown": np.zeros(size, np.int64),
+        }
+        langs = np.asarray(batch.column("lang").fill_null("").to_pylist(), dtype=object)
+        for lang in unit["languages"]:
+            rows = np.flatnonzero(langs == lang)
+            if len(rows):
+                scores = load_language(Path(unit["model"]), lang).score(batch.column("text").take(pa.array(rows)))
+                columns["perplexity"][rows] = scores.perplexity
+                columns["log_probability"][rows] = scores.log_probability
+                columns["words"][rows] = scores.events
+                columns["unknown"][rows] = scores.unknown
+        sizes = pc.fill_null(pc.binary_length(batch.column("text")), 0).cast(pa.int64())
+        tables.append(
+            pa.table(
+                {
+                    **{name: batch.column(name) for name in wanted[:3]},
+                    **columns,
+                    "bytes": sizes,
+                    "tier": pa.nulls(size, pa.string()),
+                },
+                schema=SCORE_SCHEMA,
+            )
+        )
+    _write(Path(unit["to"]), pa.concat_tables(tables) if tables else SCORE_SCHEMA.empty_table())
+    return {"documents": sum(table.num_rows for table in tables)}
+
+
+def tier_shard(unit: dict[str, Any]) -> dict[str, Any]:
+    """Give every document of a shard its tier, write the scores, and part the shard."""
+    table = pq.read_table(unit["raw"])
+    groups = read_cutoffs(Path(unit["cutoffs"]))
+    names = _groups(table, unit["languages"], unit["sources"], per_source=unit["per_source"])
+    perplexity = table.column("perplexity").to_numpy()
+    tiers = np.full(len(table), "all", dtype="<U6")
+    bounds: list[str | None] = [None] * len(table)
+    for name in sorted(set(names.tolist()) & set(groups)):
+        rows = np.flatnonzero(names == name)
+        tiers[rows] = tier_of(perplexity[rows], groups[name])
+        for row in rows.tolist():
+            bounds[row] = _bound(tiers[row], groups[name])
+    table = table.set_column(table.schema.get_field_index("tier"), "tier", pa.array(tiers.tolist(), pa.string()))
+    _write(Path(unit["scores"]), table)
+    gone = ((tiers == "tail") & unit["drop_tail"]) | ((tiers == "low") & unit["drop_low"])
+    rules = [f"perplexity-{tier}" if drop else None for tier, drop in zip(tiers.tolist(), gone.tolist(), strict=True)]
+    values = np.where(np.isfinite(perplexity), perplexity, np.nan)
+    verdicts = pa.table(
+        [
+            pa.array(rules, pa.string()),
+            pa.array(values, pa.float64(), mask=~gone | np.isnan(values)),
+            pa.array(bounds, pa.string()),
+            pa.nulls(len(table), pa.string()),
+        ],
+        schema=VERDICT_SCHEMA,
+    )
+    _write(Path(unit["verdicts"]), verdicts)
+    counted: dict[str, dict[str, dict[str, int]]] = {}
+    for lang, tier, words, size in zip(
+        table.column("lang").fill_null("").to_pylist(),
+        tiers.tolist(),
+        table.column("words").to_pylist(),
+        table.column("bytes").to_pylist(),
+        strict=True,
+    ):
+        item = counted.setdefault(lang, {}).setdefault(tier, {"documents": 0, "words": 0, "bytes": 0})
+        item["documents"] += 1
+        item["words"] += words
+        item["bytes"] += size
+    return {"funnel": sift(unit), "tiers": counted}
+
+
+def _groups(table: pa.Table, languages: list[str], sources: list[str], *, per_source: bool) -> np.ndarray:
+    """(N,) the cut-off group of each document: its language, or language and source; "" = not cut."""
+    names = []
+    for lang, source in zip(table.column("lang").to_pylist(), table.column("source").to_pylist(), strict=True):
+        cut = lang in languages and (not sources or source in sources)
+        names.append("" if not cut else f"{lang}/{source}" if per_source else lang)
+    return np.asarray(names, dtype=object)
+
+
+def _cut(config: Config, raw: list[Path], languages: list[str]) -> dict[str, Any]:
+    values: dict[str, list[np.ndarray]] = {}
+    weights: dict[str, list[np.ndarray]] = {}
+    for path in raw:
+        table = pq.read_table(path)
+        names = _groups(table, languages, list(config.sources), per_source=config.per_source)
+        mass = (
+            np.ones(len(table)) if config.basis == "documents" else table.column(config.basis).to_numpy().astype(float)
+        )
+        for name in sorted(set(names.tolist()) - {""}):
+            rows = names == name
+            values.setdefault(name, []).append(table.column("perplexity").to_numpy()[rows])
+            weights.setdefault(name, []).append(mass[rows])
+    return {
+        name: cutoffs(
+            np.concatenate(values[name]),
+            np.concatenate(weights[name]),
+            head=config.head,
+            middle=config.middle,
+            low=config.low,
+        )
+        for name in sorted(values)
+    }
+
+
+def _bound(tier: str, group: dict[str, Any]) -> str | None:
+    if tier == "tail":
+        return f">= {group['middle']:.6g}" if group["middle"] is not None else "no words"
+    return f"< {group['low']:.6g}" if tier == "low" else None
+
+
+def _sum_tiers(parts: Any) -> dict[str, Any]:
+    total: dict[str, Any] = {}
+    for part in parts:
+        for lang, tiers in part.items():
+            for tier, item in tiers.items():
+                into = total.setdefault(lang, {}).setdefault(tier, dict.fromkeys(item, 0))
+                for key, value in item.items():
+                    into[key] += value
+    return {lang: dict(sorted(tiers.items())) for lang, tiers in sorted(total.items())}
+
+
+def _write(path: Path, table: pa.Table) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.tmp")
+    pq.write_table(table, temporary, compression="zstd")
+    temporary.replace(path)
+
+
+def price(config: Config, inputs: Inputs) -> Estimate:
+    """At most the share of documents up to the `middle` percentile stays, when the tail is dropped."""
+    before: Estimate = inputs["corpus"]
+    share = (config.middle - (config.low if config.drop_low else 0)) / 100 if config.drop_tail else 1.0
+
+    def part(amount: float | None) -> float | None:
+        return None if amount is None else amount * share
+
+    return Estimate(
+        documents=part(before.documents),
+        text_bytes=part(before.text_bytes),
+        disk_bytes=part(before.disk_bytes),
+        memory_bytes=1.5e9,
+        notes=("shares of bytes differ from shares of documents",),
+    )
