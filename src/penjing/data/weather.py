@@ -89,10 +89,10 @@ def _weather_language(rows: list[Row], lang: str, shares: Mapping[str, float], s
     usable = [row for row in rows if len(row["text"]) >= SHORTEST]
     copied = [row for row in usable if len(row["text"]) <= LONGEST_COPIED]
     names = list(EDITS)
-    for rank, row in enumerate(_pick(usable, shares["edited"], seed, "edited")):
+    for row, first in _deal(_pick(usable, shares["edited"], seed, "edited"), lang):
         rng = dice("edited", row["id"])
         others = rng.permutation(len(names))[: rng.integers(0, 3)]
-        wanted = {names[rank % len(names)], *(names[index] for index in others)}
+        wanted = {first, *(names[index] for index in others)}
         text, defects = edited(row["text"], lang, [name for name in names if name in wanted], rng)
         if text != row["text"]:
             label = _label("edited", lang, origin=row["id"], defects=defects, clean_text=row["text"])
@@ -343,6 +343,28 @@ def _pick(rows: list[Row], share: float, seed: int, name: str) -> list[Row]:
     """A share of the rows, at least one when there is a share at all, in an order that follows from seed and ids."""
     number = max(1, int(share * len(rows) + 0.5)) if share > 0 and rows else 0
     return sorted(rows, key=lambda row: hash_text(f"{seed}/{name}/{row['id']}"))[:number]
+
+
+def _deal(rows: list[Row], lang: str) -> list[tuple[Row, str]]:
+    """Each row with its first defect: the defects in turn, each to the first row left that has a place for it."""
+    left, names = list(reversed(rows)), list(EDITS)
+    dealt: list[tuple[Row, str]] = []
+    turn = 0
+    while left:
+        name = names[turn % len(names)]
+        at = next((at for at in range(len(left) - 1, -1, -1) if _has_place(name, left[at]["text"], lang)), None)
+        if at is None:
+            names.remove(name)
+        else:
+            dealt.append((left.pop(at), name))
+            turn += 1
+    return dealt
+
+
+def _has_place(name: str, text: str, lang: str) -> bool:
+    if name == "traditional":
+        return lang == "zh"
+    return name != "full-width" or re.search(r"(?<![A-Za-z0-9])[A-Za-z0-9]+(?![A-Za-z0-9])", text) is not None
 
 
 def _label(kind: str, lang: str, *, origin: str | None, variant: str = "", defects: list[Defect] | None = None,
