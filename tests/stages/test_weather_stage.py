@@ -9,7 +9,7 @@ import pytest
 
 from penjing.contract import Estimate, Job
 from penjing.data.document import CorpusWriter, documents, open_corpus
-from penjing.errors import InputError
+from penjing.errors import InputError, Interrupted
 from penjing.files import hash_tree
 from penjing.stages import weather
 
@@ -35,6 +35,18 @@ def test_the_same_settings_give_the_same_bytes(tmp_path: Path) -> None:
         weather.run(weather.Config(), {"corpus": source}, tmp_path / name, Job(workers=workers))
         hashes.add(hash_tree(tmp_path / name))
     assert len(hashes) == 1
+
+
+def test_a_stopped_run_leaves_no_corpus_and_goes_on_to_the_same_bytes(tmp_path: Path) -> None:
+    source = corpus(tmp_path / "in")
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+    with pytest.raises(Interrupted):
+        weather.run(weather.Config(), {"corpus": source}, tmp_path / "a", Job(stop=lambda: True))
+    assert not (tmp_path / "a" / "corpus.json").exists()
+    for name in ("a", "b"):
+        weather.run(weather.Config(), {"corpus": source}, tmp_path / name, Job())
+    assert hash_tree(tmp_path / "a") == hash_tree(tmp_path / "b")
 
 
 def test_the_figures_add_up_and_the_language_is_forgotten(tmp_path: Path) -> None:
