@@ -1,0 +1,88 @@
+"""Train a checkpoint on tokens: from nothing, further, after pruning, or from a teacher."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+from penjing.config import parse
+from penjing.contract import CHECKPOINT, TOKENS, Estimate, Inputs, Job
+from penjing.errors import ConfigError, InputError, fault
+from penjing.files import hash_tree, read_json
+from penjing.objectives.stream import StreamConfig
+from penjing.train.config import TrainConfig
+
+VERSION = 1
+INPUTS = {"checkpoint": CHECKPOINT, "tokens": TOKENS + "*", "teacher": CHECKPOINT + "?", "held_out": TOKENS + "?"}
+OUTPUT = CHECKPOINT
+
+
+class Config(TrainConfig, StreamConfig):
+    """How long and how to train, and how tokens become batches, in one list of settings."""
+
+
+def run(config: Config, inputs: Inputs, out: Path, job: Job) -> dict[str, Any]:
+    """A checkpoint and train.json; goes on from out/state after an interruption, bit for bit."""
+    # Threads that spin while they wait made training six times slower on a busy two-core machine. Read when torch loads.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    from penjing.objectives.stream import build_stream
+    from penjing.train.held_out import open_held_out
+    from penjing.train.loop import train
+
+    _check(config, inputs)
+    stream = build_stream(_part(config, StreamConfig), inputs["tokens"])
+    rows = read_json(inputs["checkpoint"] / "config.json").get("vocab_size", stream.vocab_size)
+    if stream.vocab_size > rows:
+        raise InputError(fault("the tokens are of a larger vocabulary than the checkpoint", where=inputs["checkpoint"],
+                               found=f"{rows} rows for {stream.vocab_size} ids", fix="tokenise with this checkpoint's "
+                               "tokenizer, or extend its vocabulary first"))
+    held_out = None
+    if inputs.get("held_out") is not None:
+        held_out = open_held_out(inputs["held_out"], sequence_length=config.sequence_length, vocab_size=rows)
+    identity = {name: hash_tree(path, ignore=frozenset({"stage.json"})) for name, path in _paths(inputs)}
+    return train(_part(config, TrainConfig), checkpoint=inputs["checkpoint"], stream=stream, out=out, job=job,
+                 teacher=inputs.get("teacher"), held_out=held_out, identity=identity)
+
+
+def price(config: Config, inputs: Inputs) -> Estimate:
+    """FLOPs of the tokens (and a third of the teacher's), memory of one process, size of the result."""
+    from penjing.models.cost import count_parameters, flops_per_token, training_memory_bytes
+
+    model = inputs["checkpoint"].model
+    parameters = inputs["checkpoint"].parameters
+    if model is None:
+        return Estimate(tokens=float(config.tokens), parameters=parameters, vocab_size=inputs["checkpoint"].vocab_size,
+                        disk_bytes=None if parameters is None else 4.0 * parameters)
+    parameters = count_parameters(model)
+    flops = config.tokens * flops_per_token(model, sequence_length=config.sequence_length)
+    teacher = inputs.get("teacher")
+    if teacher is not None and teacher.model is not None:
+        flops += config.tokens * flops_per_token(teacher.model, sequence_length=config.sequence_length) / 3
+    rows = config.micro_rows or max(1, 16384 // config.sequence_length)
+    memory = training_memory_bytes(model, tokens_per_step=min(rows, config.batch_rows) * config.sequence_length,
+                                   sequence_length=config.sequence_length, recompute=config.recompute != "none")
+    return Estimate(flops=flops, memory_bytes=memory + 4e8, disk_bytes=4.0 * parameters, tokens=float(config.tokens),
+                    parameters=float(parameters), vocab_size=model.get("vocab_size"), model=model)
+
+
+def _check(config: Config, inputs: Inputs) -> None:
+    limit = read_json(inputs["checkpoint"] / "config.json").get("max_position_embeddings")
+    if limit and config.sequence_length > limit:
+        raise ConfigError(fault("rows are longer than the model's positions", where="sequence_length",
+                                found=config.sequence_length, expected=f"at most {limit} (max_position_embeddings)"))
+    if config.distil is not None and inputs.get("teacher") is None:
+        raise ConfigError(fault("distil is set but there is no teacher", fix="give the stage an input named teacher"))
+
+
+def _part(config: Config, kind: type[Any]) -> Any:
+    return parse(kind, {name: getattr(config, name) for name in kind.model_fields}, where="train")
+
+
+def _paths(inputs: Inputs) -> list[tuple[str, Path]]:
+    found: list[tuple[str, Path]] = []
+    for name, value in inputs.items():
+        for number, path in enumerate(value if isinstance(value, list | tuple) else [value]):
+            if path is not None:
+                found.append((f"{name}/{number}", Path(path)))
+    return found

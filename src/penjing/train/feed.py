@@ -1,0 +1,170 @@
+"""From the stream's numpy batches to the parts a forward pass takes, made ahead of time in a thread.
+
+A batch belongs to a step, so nothing here has a state worth saving: after a crash the same step gives the same parts.
+"""
+
+# ruff: noqa: N815 - tensors carry shape suffixes
+
+from __future__ import annotations
+
+import contextlib
+import queue
+import threading
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, fields, replace
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from penjing.train.attention import Isolation, cross_isolation, self_isolation
+
+
+class StreamLike(Protocol):
+    """What the loop needs of objectives.stream.Stream."""
+
+    @property
+    def tokens_per_step(self) -> int: ...
+
+    def batch(self, step: int, *, rows: slice = ..., state: Any = ...) -> Any: ...
+
+
+@dataclass(frozen=True)
+class Part:
+    """Some rows of a batch as tensors. `tokens` is the decoder's side where there are two."""
+
+    tokens: Tensor
+    positions: Tensor
+    targets: Tensor
+    weights: Tensor
+    isolation: Isolation
+    sources_B: Tensor
+    denoisers: Tensor | None = None
+    encoder_tokens: Tensor | None = None
+    encoder_positions: Tensor | None = None
+    encoder_isolation: Isolation | None = None
+    cross_isolation: Isolation | None = None
+
+    def to(self, device: torch.device) -> Part:
+        """The same on another device."""
+        if device.type == "cpu":
+            return self
+        values = {item.name: getattr(self, item.name) for item in fields(self)}
+        return replace(self, **{name: _move(value, device) for name, value in values.items() if value is not None})
+
+
+@dataclass(frozen=True)
+class Step:
+    """All parts this process runs for one step, and figures of the whole batch over all processes."""
+
+    index: int
+    parts: list[Part]
+    real_tokens: int
+    """Positions of the whole batch that are not padding."""
+    weight: float
+    """Sum of the weights of the whole batch's labels: what the loss is divided by."""
+    batch: Any
+    """This process's rows as the stream gave them, for inspection when a step goes wrong."""
+
+
+def split(batch: Any, rows: slice) -> Part:
+    """Some rows of a batch as a part."""
+    if batch.encoder_tokens_BE is None:
+        segments = batch.segments_BS[rows]
+        prefix, backwards = getattr(batch, "prefix_BS", None), getattr(batch, "reversed_B", None)
+        isolation = self_isolation(segments, causal=True, prefix_BS=None if prefix is None else prefix[rows],
+                                   reversed_B=None if backwards is None else backwards[rows])
+        denoisers = getattr(batch, "denoisers_BS", None)
+        return Part(_long(batch.tokens_BS[rows]), _long(batch.positions_BS[rows]), _long(batch.targets_BS[rows]),
+                    torch.from_numpy(np.ascontiguousarray(batch.weights_BS[rows])), isolation, _long(batch.source_B[rows]),
+                    None if denoisers is None else _long(denoisers[rows]))
+    encoder, decoder = batch.encoder_segments_BE[rows], batch.decoder_segments_BD[rows]
+    denoisers = getattr(batch, "denoisers_BD", None)
+    return Part(_long(batch.decoder_tokens_BD[rows]), _long(batch.decoder_positions_BD[rows]), _long(batch.targets_BD[rows]),
+                torch.from_numpy(np.ascontiguousarray(batch.weights_BD[rows])), self_isolation(decoder, causal=True),
+                _long(batch.source_B[rows]), None if denoisers is None else _long(denoisers[rows]),
+                _long(batch.encoder_tokens_BE[rows]), _long(batch.encoder_positions_BE[rows]),
+                self_isolation(encoder, causal=False), cross_isolation(decoder, encoder))
+
+
+def label_weight(batch: Any) -> float:
+    """Sum of the weights of all labels of a batch, exact in float64."""
+    targets = batch.targets_BS if batch.encoder_tokens_BE is None else batch.targets_BD
+    weights = batch.weights_BS if batch.encoder_tokens_BE is None else batch.weights_BD
+    return float(weights[targets != -100].sum(dtype=np.float64))
+
+
+def real_tokens(batch: Any) -> int:
+    """Positions of a batch that are not padding, encoder and decoder together."""
+    parts = [batch.segments_BS, batch.encoder_segments_BE, batch.decoder_segments_BD]
+    return sum(int(np.count_nonzero(part)) for part in parts if part is not None)
+
+
+def prepare_step(stream: StreamLike, index: int, *, micro_rows: int | None, rank: int = 0, ranks: int = 1,
+                 state: Any = None) -> Step:
+    """Batch `index`, the rows of data rank `rank` of `ranks` cut into parts of `micro_rows`."""
+    batch = stream.batch(index, state=state) if state is not None else stream.batch(index)
+    count = len(batch.source_B)
+    if count % ranks:
+        raise ValueError(f"{count} rows do not divide among {ranks} data ranks")
+    share = count // ranks
+    mine = range(rank * share, (rank + 1) * share)
+    size = micro_rows or rows_for(batch)
+    parts = [split(batch, slice(start, min(start + size, mine.stop))) for start in range(mine.start, mine.stop, size)]
+    return Step(index, parts, real_tokens(batch), label_weight(batch), batch)
+
+
+def rows_for(batch: Any) -> int:
+    """Rows that hold about 16k positions."""
+    held = [part for part in (batch.segments_BS, batch.encoder_segments_BE, batch.decoder_segments_BD) if part is not None]
+    return max(1, 16384 // sum(part.shape[1] for part in held))
+
+
+def ahead(make: Callable[[int], Step], indices: Iterator[int], *, depth: int = 2) -> Iterator[Step]:
+    """`make(index)` for each index in order, up to `depth` of them made before they are asked for.
+
+    An exception in the thread is raised here. Closing the iterator stops the thread.
+    """
+    done = threading.Event()
+    box: queue.Queue[Step | BaseException | None] = queue.Queue(maxsize=depth)
+
+    def work() -> None:
+        try:
+            for index in indices:
+                item = make(index)
+                while not done.is_set():
+                    try:
+                        box.put(item, timeout=0.1)
+                        break
+                    except queue.Full:
+                        continue
+                if done.is_set():
+                    return
+            box.put(None)
+        except BaseException as error:
+            box.put(error)
+
+    thread = threading.Thread(target=work, name="penjing-feed", daemon=True)
+    thread.start()
+    try:
+        while (item := box.get()) is not None:
+            if isinstance(item, BaseException):
+                raise item
+            yield item
+    finally:
+        done.set()
+        while thread.is_alive():
+            with contextlib.suppress(queue.Empty):
+                box.get_nowait()
+            thread.join(timeout=0.05)
+
+
+def _long(array: np.ndarray) -> Tensor:
+    return torch.from_numpy(np.ascontiguousarray(array, dtype=np.int64))
+
+
+def _move(value: Any, device: torch.device) -> Any:
+    if isinstance(value, Tensor):
+        return (value.pin_memory() if device.type == "cuda" else value).to(device, non_blocking=True)
+    return value.to(device)

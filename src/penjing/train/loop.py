@@ -1,0 +1,338 @@
+"""The loop: one step after another, from wherever the last run stopped, until the tokens are used up.
+
+A step is a pure function of (weights, moments, step, data cursor), the batch is a pure function of the cursor, and a state on
+disk is either whole or ignored: that is why a run that was killed anywhere ends with the same bytes as one that was not.
+"""
+
+from __future__ import annotations
+
+import math
+import shutil
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from penjing import console
+from penjing.contract import Job
+from penjing.errors import GateError, InputError, Interrupted, fault
+from penjing.files import canonical_json, disk_faults, hash_text, read_json, write_json
+from penjing.train import metrics, model, optim, state
+from penjing.train.config import TrainConfig
+from penjing.train.feed import Step, StreamLike, ahead, prepare_step
+from penjing.train.guard import Guard, keep_batch
+from penjing.train.held_out import HeldOut, bits_per_byte
+from penjing.train.schedule import learning_rate
+
+VERSION = 1
+CURVE_POINTS = 100
+
+
+def train(config: TrainConfig, *, checkpoint: Path, stream: StreamLike, out: Path, job: Job, teacher: Path | None = None,
+          held_out: HeldOut | None = None, identity: Mapping[str, str] | None = None) -> dict[str, Any]:
+    """Train `checkpoint` on `stream` and leave a plain Hugging Face checkpoint and train.json in `out`; gives its figures.
+
+    Resumes from `out`/state. `identity` names the content of the inputs; a state made from other content is refused.
+    Raises Interrupted when `job.stop()` says so (the state is saved first), GateError when the loss stops being a number or
+    spikes too often, InputError for inputs that changed or do not fit.
+    """
+    if (out / "train.json").is_file():
+        shutil.rmtree(out / "state", ignore_errors=True)
+        return _figures(read_json(out / "train.json"))
+    run = Run(config, checkpoint=checkpoint, stream=stream, out=out, job=job, teacher=teacher, held_out=held_out,
+              identity=dict(identity or {}))
+    run.resume()
+    run.go()
+    return run.finish()
+
+
+class Run:
+    """A training run in one process."""
+
+    def __init__(self, config: TrainConfig, *, checkpoint: Path, stream: StreamLike, out: Path, job: Job,
+                 teacher: Path | None, held_out: HeldOut | None, identity: dict[str, str]) -> None:
+        if config.threads:
+            torch.set_num_threads(config.threads)
+        self.config, self.checkpoint, self.stream, self.out, self.job, self.held_out = (
+            config, checkpoint, stream, out, job, held_out)
+        self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        if config.deterministic:
+            torch.use_deterministic_algorithms(True, warn_only=True)
+        torch.manual_seed(config.seed)
+        self.precision = model.resolve_precision(config.precision, self.device)
+        self.model: nn.Module = model.load(checkpoint).to(self.device).train()
+        taught = None if teacher is None else model.load(teacher).to(self.device)
+        self.objective = model.Objective(self.model, config, teacher=taught, product=model.PRODUCTS[self.precision])
+        self.sources: tuple[str, ...] = tuple(getattr(stream, "sources", ("all",)))
+        self.parameters = optim.choose_trainable(self.model, config)
+        self.optimizer = optim.build_optimizer(self.parameters, config)
+        self.guard = Guard(config.guard)
+        self.saver = state.Saver(out / "state", keep=config.keep_states)
+        self.identity = hash_text(canonical_json({
+            "version": VERSION, "config": _identity_of(config), "stream": _plain(getattr(stream, "config", None)), **identity}))
+        self.step = 0
+        """Steps done, dropped ones included."""
+        self.cursor = 0
+        """Next batch of the stream; ahead of `step` after a roll-back."""
+        self.tokens = 0
+        self.updates = 0
+        """Updates AdamW made."""
+        self.skipped: list[int] = []
+        self.curve: list[dict[str, float]] = []
+        self.evaluations: list[dict[str, Any]] = []
+        self.window = metrics.Tally(len(self.sources))
+        """Since the last point of the curve."""
+        self.tail = metrics.Tally(len(self.sources))
+        """Over the last twentieth of the run."""
+        self.loss_scale = 65536.0 if self.precision == "fp16" else 1.0
+        self._good_since_scale = 0
+
+    def resume(self) -> None:
+        """Go on from the newest good state, if there is one."""
+        found = state.newest(self.out / "state")
+        if found is None:
+            return
+        if found.facts["identity"] != self.identity:
+            raise InputError(fault("the saved state belongs to other settings or inputs", where=found.path,
+                                   fix="the settings, the checkpoint or the token shards changed since it was saved; remove "
+                                   f"{self.out} to start again"))
+        self._load(found)
+        self.job.record(event="resumed", step=self.step, tokens=self.tokens)
+        console.say(f"  resumed at step {self.step} ({self.tokens:,} of {self.config.tokens:,} tokens)")
+
+    def go(self) -> None:
+        """Train until the tokens are used up."""
+        self._peak, self._peak_source = metrics.peak_flops(self.device, self.objective.product)
+        self._cost = metrics.cost_of(self.model.config.to_dict())  # type: ignore[union-attr, operator]
+        self.job.record(event="start", step=self.step, precision=self.precision, peak=self._peak_source,
+                        parameters=sum(p.numel() for p in self.model.parameters()),
+                        trained=sum(p.numel() for p in self.parameters.values()))
+        with console.bar("train", total=self.config.tokens, unit="tokens") as bar:
+            bar.done = float(self.tokens)
+            while self.tokens < self.config.tokens:
+                self._stretch(bar)
+
+    def finish(self) -> dict[str, Any]:
+        """Evaluate, export, write train.json and remove the state."""
+        self.saver.wait()
+        if self.held_out is not None and (not self.evaluations or self.evaluations[-1]["step"] != self.step):
+            self._evaluate()
+        report = {
+            "version": VERSION, "steps": self.step, "updates": self.updates, "tokens": self.tokens,
+            "parameters": sum(p.numel() for p in self.model.parameters()),
+            "trained_parameters": sum(p.numel() for p in self.parameters.values()),
+            "precision": self.precision, "final_loss": self.tail.loss, "final_loss_by_source": self.tail.by_source(self.sources),
+            "skipped_steps": self.skipped, "curve": self.curve, "held_out": self.evaluations,
+        }
+        if any(self.tail.denoisers[1:, 1]):
+            report["final_loss_by_denoiser"] = {str(key): value for key, value in self.tail.by_denoiser().items()}
+        with disk_faults(self.out):
+            export(self.model, self.out, source=self.checkpoint)
+            write_json(self.out / "train.json", report)
+        shutil.rmtree(self.out / "state", ignore_errors=True)
+        return _figures(report)
+
+    def _stretch(self, bar: console.Bar) -> None:
+        """Steps from the cursor on, until the end or a roll-back."""
+        feed = ahead(self._prepare, iter(range(self.cursor, 1 << 62)))
+        try:
+            clock = time.perf_counter()
+            for batch in feed:
+                if not self._one(batch, clock, bar):
+                    return
+                clock = time.perf_counter()
+                if self.tokens >= self.config.tokens:
+                    return
+                if self.job.stop():
+                    self._save(wait=True)
+                    raise Interrupted(f"stopped at step {self.step}; the same command goes on from there")
+                if self.step % self.config.save_every == 0:
+                    self._save()
+                if self.config.evaluate_every and self.held_out and self.step % self.config.evaluate_every == 0:
+                    self._evaluate()
+        finally:
+            feed.close()  # type: ignore[attr-defined]
+            if self.saver.folder.exists():
+                self.saver.wait()
+
+    def _prepare(self, index: int) -> Step:
+        return prepare_step(self.stream, index, micro_rows=self.config.micro_rows)
+
+    def _one(self, batch: Step, clock: float, bar: console.Bar) -> bool:
+        """One step; False when the run was rolled back and the feed must start over."""
+        lr = learning_rate(self.config, self.tokens)
+        tally, loss, norm, parts = self._gradients(batch)
+        verdict = self.guard.judge(loss, norm)
+        if verdict == "broken" and self.precision == "fp16" and math.isfinite(loss) and self.loss_scale > 1.0:
+            self.loss_scale /= 2
+            self._good_since_scale = 0
+            self.job.record(event="overflow", step=self.step, loss_scale=self.loss_scale)
+            verdict = "overflow"
+        elif verdict == "broken":
+            self._stop_broken(batch, loss, norm, lr)
+        elif verdict == "spike":
+            verdict = self._on_spike(batch, loss, norm)
+            if verdict == "rolled back":
+                return False
+        if verdict == "fine":
+            self._update(lr, norm)
+        self.optimizer.zero_grad(set_to_none=True)
+        self._advance(batch, tally, lr, norm)
+        self._report(batch, tally, loss, norm, lr, time.perf_counter() - clock, parts, verdict)
+        bar.advance(batch.real_tokens, loss=loss, lr=lr)
+        return True
+
+    def _gradients(self, batch: Step) -> tuple[metrics.Tally, float, float, float]:
+        tally = metrics.Tally(len(self.sources))
+        total, squares = 0.0, 0.0
+        weight = max(batch.weight, 1e-9)
+        for made in batch.parts:
+            part = made.to(self.device)
+            losses = self.objective(part)
+            (losses.total * (self.loss_scale / weight)).backward()
+            total += float(losses.total.detach())
+            tally.add(part, losses.nll_T)
+            squares += metrics.squared_lengths(made)
+        norm = float(optim.gradient_norm(self.parameters.values())) / self.loss_scale
+        return tally, total / weight, norm, squares
+
+    def _update(self, lr: float, norm: float) -> None:
+        factor = 1.0 / self.loss_scale
+        if self.config.clip and norm > self.config.clip:
+            factor *= self.config.clip / (norm + 1e-6)
+        if factor != 1.0:
+            optim.scale_gradients(self.parameters.values(), factor)
+        optim.set_learning_rate(self.optimizer, lr)
+        self.optimizer.step()
+        self.updates += 1
+        if self.precision == "fp16":
+            self._good_since_scale += 1
+            if self._good_since_scale >= 1000:
+                self.loss_scale, self._good_since_scale = min(self.loss_scale * 2, 2.0**24), 0
+
+    def _advance(self, batch: Step, tally: metrics.Tally, lr: float, norm: float) -> None:
+        before = self.tokens
+        self.step += 1
+        self.cursor = batch.index + 1
+        self.tokens += batch.real_tokens
+        self.window.merge(tally)
+        if self.tokens > 0.95 * self.config.tokens:
+            self.tail.merge(tally)
+        every = self.config.tokens / CURVE_POINTS
+        if before // every != self.tokens // every or self.tokens >= self.config.tokens:
+            self.curve.append({"tokens": self.tokens, "loss": self.window.loss, "lr": lr, "grad_norm": norm})
+            self.window = metrics.Tally(len(self.sources))
+
+    def _report(self, batch: Step, tally: metrics.Tally, loss: float, norm: float, lr: float, seconds: float, squares: float,
+                verdict: str) -> None:
+        if self.step % self.config.log_every and verdict == "fine":
+            return
+        line: dict[str, Any] = {
+            "step": self.step, "tokens": self.tokens, "loss": loss, "lr": lr, "grad_norm": norm, "seconds": round(seconds, 6),
+            "tokens_per_s": batch.real_tokens / seconds, "memory_bytes": metrics.memory_bytes(self.device),
+        }
+        if self._cost is not None and self._peak:
+            length = batch.parts[0].targets.shape[1]
+            slots = sum(part.targets.numel() for part in batch.parts)
+            line["mfu"] = self._cost.usual(slots, length) / seconds / self._peak
+            line["mfu_strict"] = self._cost.strict(batch.real_tokens, squares) / seconds / self._peak
+            line["hfu"] = line["mfu"] * (4 / 3 if self.config.recompute == "full" else 1)
+        if len(self.sources) > 1:
+            line |= {f"loss/{name}": value for name, value in tally.by_source(self.sources).items()}
+        line |= {f"loss/denoiser_{number}": value for number, value in tally.by_denoiser().items() if number}
+        if verdict != "fine":
+            line["verdict"] = verdict
+        self.job.record(**line)
+
+    def _on_spike(self, batch: Step, loss: float, norm: float) -> str:
+        action = self.config.guard.on_spike
+        self.job.record(event="spike", step=self.step, cursor=batch.index, loss=loss, grad_norm=norm, action=action)
+        console.say(f"  step {self.step}: spike (loss {loss:.4g}, gradient norm {norm:.4g}); {action}")
+        if action == "off":
+            self.guard.accept(loss, norm)
+            return "fine"
+        self.skipped.append(self.step)
+        if self.guard.note_skip(self.step):
+            self._save(wait=True)
+            raise GateError(fault("too many spikes", where=f"step {self.step}", found=f"{self.config.guard.max_skipped + 1} "
+                                  f"within {self.config.guard.window} steps", fix="lower lr, lengthen the warm-up, or look at "
+                                  "the data; guard.on_spike: off ignores spikes"))
+        if action == "skip":
+            return "skipped"
+        self.saver.wait()
+        found = state.newest(self.out / "state")
+        if found is None:
+            return "skipped"  # nothing to go back to yet
+        skipped, judged = list(self.skipped), self.guard.state()["skipped"]
+        self.optimizer.zero_grad(set_to_none=True)
+        self._load(found)
+        self.skipped = skipped
+        self.guard.restore({**self.guard.state(), "skipped": judged})
+        self.cursor = batch.index + 1
+        self._save(wait=True)  # a crash from here on must not lead into the same data again
+        self.job.record(event="rolled back", step=self.step, cursor=self.cursor)
+        return "rolled back"
+
+    def _stop_broken(self, batch: Step, loss: float, norm: float, lr: float) -> None:
+        place = keep_batch(self.out / "state", self.step, batch.batch,
+                           {"step": self.step, "cursor": batch.index, "loss": loss, "grad_norm": norm, "lr": lr})
+        self.job.record(event="broken", step=self.step, loss=repr(loss), grad_norm=repr(norm))
+        raise GateError(fault("the loss or its gradient is not a finite number", where=f"step {self.step}",
+                              found=f"loss {loss}, gradient norm {norm}", fix=f"the batch is kept in {place}; the last saved "
+                              "state is from before it; lower lr" + (", or use bf16" if self.precision == "fp16" else "")))
+
+    def _evaluate(self) -> None:
+        assert self.held_out is not None
+        scores = bits_per_byte(self.objective, self.held_out, device=self.device, tokens=self.config.evaluate_tokens)
+        self.evaluations.append({"step": self.step, "tokens": self.tokens, "bits_per_byte": scores})
+        self.job.record(event="evaluation", step=self.step, tokens=self.tokens,
+                        **{f"bits_per_byte/{name}": value for name, value in scores.items()})
+
+    def _save(self, *, wait: bool = False) -> None:
+        tensors = state.tensors_of(self.parameters, self.optimizer)
+        self.saver.save(self.step, tensors, self._facts(), wait=wait)
+
+    def _facts(self) -> dict[str, Any]:
+        return {"identity": self.identity, "step": self.step, "cursor": self.cursor, "tokens": self.tokens,
+                "updates": self.updates, "skipped": self.skipped, "curve": self.curve, "evaluations": self.evaluations,
+                "guard": self.guard.state(), "window": self.window.state(), "tail": self.tail.state(),
+                "loss_scale": self.loss_scale, "good_since_scale": self._good_since_scale}
+
+    def _load(self, found: state.Saved) -> None:
+        state.read_whole(found.path, state.tensors_of(self.parameters, self.optimizer))
+        facts = found.facts
+        self.step, self.cursor, self.tokens, self.updates = (facts[key] for key in ("step", "cursor", "tokens", "updates"))
+        state.set_optimizer_step(self.optimizer, self.parameters, self.updates)
+        self.skipped, self.curve, self.evaluations = facts["skipped"], facts["curve"], facts["evaluations"]
+        self.guard.restore(facts["guard"])
+        self.window.restore(facts["window"])
+        self.tail.restore(facts["tail"])
+        self.loss_scale, self._good_since_scale = facts["loss_scale"], facts["good_since_scale"]
+
+
+def export(trained: nn.Module, out: Path, *, source: Path) -> None:
+    """A plain Hugging Face checkpoint of `trained`, with the tokenizer of `source`."""
+    from penjing.models.checkpoint import save_model
+
+    trained.config.use_cache = bool(read_json(source / "config.json").get("use_cache", True))  # type: ignore[union-attr]
+    save_model(trained, out, tokenizer_from=source)
+    trained.config.use_cache = False  # type: ignore[union-attr]
+
+
+def _figures(report: dict[str, Any]) -> dict[str, Any]:
+    last = report["held_out"][-1]["bits_per_byte"] if report["held_out"] else None
+    return {**{key: report[key] for key in ("steps", "tokens", "parameters", "final_loss", "final_loss_by_source", "curve")},
+            **({"bits_per_byte": last} if last is not None else {}), "skipped_steps": len(report["skipped_steps"])}
+
+
+def _identity_of(config: TrainConfig) -> dict[str, Any]:
+    """Settings that decide the result; how often to log or save, and the layout, do not."""
+    free = {"save_every", "keep_states", "log_every", "threads", "parallel", "compile", "recompute"}
+    return config.model_dump(mode="json", exclude=free)
+
+
+def _plain(value: Any) -> Any:
+    return value.model_dump(mode="json") if hasattr(value, "model_dump") else repr(value) if value is not None else None

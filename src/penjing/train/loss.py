@@ -1,0 +1,158 @@
+"""Cross-entropy and distillation whose logits never exist all at once.
+
+The last matrix product, the softmax and their gradients are done for a few positions at a time, and the gradients with respect
+to the hidden states and the output table are made in the same pass, so nothing is computed twice and memory does not grow with
+the vocabulary. Softmax and sums are fp32 (fp64 if the model is).
+
+Shape suffixes: T positions, H hidden, V vocabulary, C positions of one chunk.
+"""
+
+# ruff: noqa: N815 - tensors carry shape suffixes
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+IGNORED = -100
+
+
+@dataclass(frozen=True)
+class Teacher:
+    """A teacher's last hidden states and output table, and how to learn from them."""
+
+    hidden_TH: Tensor
+    table_VH: Tensor
+    bias_V: Tensor | None
+    weight: float
+    temperature: float
+    reverse: bool
+
+
+@dataclass(frozen=True)
+class Losses:
+    """Sums over positions, not means, in fp32."""
+
+    total: Tensor
+    """What is differentiated: weighted cross-entropy, z-loss and distillation."""
+    nll_T: Tensor
+    """Cross-entropy of each position in nats, 0 where there is no label; detached."""
+    distil: Tensor
+    """Sum of the divergence from the teacher; detached."""
+
+
+def chunked_loss(hidden_TH: Tensor, table_VH: Tensor, bias_V: Tensor | None, targets_T: Tensor, weights_T: Tensor, *,
+                 chunk: int, z_loss: float = 0.0, teacher: Teacher | None = None, product: torch.dtype | None = None,
+                 vocab: int | None = None) -> Losses:
+    """Weighted sums of the losses of T positions.
+
+    `product` is the type the matrix products run in (bf16 under mixed precision). `vocab` is the number of real rows of a
+    padded table; the others never receive probability. Positions with target -100 or weight 0 cost nothing.
+    """
+    kept = torch.nonzero((targets_T != IGNORED) & (weights_T != 0)).squeeze(1)
+    everything = kept.numel() == targets_T.numel()
+    hidden = hidden_TH if everything else hidden_TH.index_select(0, kept)
+    targets, weights = (targets_T, weights_T) if everything else (targets_T[kept], weights_T[kept])
+    if teacher is not None and not everything:
+        teacher = Teacher(teacher.hidden_TH.index_select(0, kept), teacher.table_VH, teacher.bias_V, teacher.weight,
+                          teacher.temperature, teacher.reverse)
+    total, nll, distil = _Chunked.apply(hidden, table_VH, bias_V, targets, weights, chunk, z_loss, teacher, product, vocab)
+    nll_T = nll if everything else torch.zeros_like(targets_T, dtype=nll.dtype).index_copy_(0, kept, nll)
+    return Losses(total, nll_T, distil)
+
+
+class _Chunked(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, hidden: Tensor, table: Tensor, bias: Tensor | None, targets: Tensor, weights: Tensor, chunk: int,
+                z_loss: float, teacher: Teacher | None, product: torch.dtype | None,
+                vocab: int | None) -> tuple[Tensor, Tensor, Tensor]:
+        kind = torch.float64 if hidden.dtype == torch.float64 else torch.float32
+        factor = product or hidden.dtype
+        needs = ctx.needs_input_grad
+        matrix = table.detach().to(factor)
+        grad_hidden = torch.zeros_like(hidden) if needs[0] else None
+        grad_table = torch.zeros(table.shape, dtype=kind, device=table.device) if needs[1] else None
+        grad_bias = torch.zeros(table.shape[0], dtype=kind, device=table.device) if bias is not None and needs[2] else None
+        total = torch.zeros((), dtype=kind, device=hidden.device)
+        distil = torch.zeros_like(total)
+        nll = torch.zeros(hidden.shape[0], dtype=kind, device=hidden.device)
+        label_share = 1.0 if teacher is None else 1.0 - teacher.weight
+        for start in range(0, hidden.shape[0], chunk):
+            part = slice(start, start + chunk)
+            hidden_CH = hidden[part].to(factor)
+            logits_CV = _logits(hidden_CH, matrix, bias, kind, vocab)
+            weights_C, targets_C = weights[part].to(kind), targets[part]
+            logsum_C = logits_CV.logsumexp(1)
+            chosen_C = logits_CV.gather(1, targets_C[:, None]).squeeze(1)
+            nll[part] = logsum_C - chosen_C
+            total += label_share * (nll[part] * weights_C).sum()
+            if z_loss:
+                total += z_loss * (logsum_C.square() * weights_C).sum()
+            teacher_grad_CV = None
+            if teacher is not None and teacher.weight:
+                divergence, teacher_grad_CV = _distil(logits_CV, teacher, part, weights_C, factor, kind, vocab)
+                distil += divergence
+                total += teacher.weight * divergence
+            if not any(needs[:3]):
+                continue
+            # d(nll)/dlogits = softmax - onehot; the z term adds 2 z lse softmax
+            pull_C = weights_C * (label_share + 2 * z_loss * logsum_C) if z_loss else weights_C * label_share
+            grad_CV = logits_CV.sub_(logsum_C[:, None]).exp_().mul_(pull_C[:, None])
+            grad_CV.scatter_add_(1, targets_C[:, None], (-label_share * weights_C)[:, None])
+            if teacher_grad_CV is not None:
+                grad_CV += teacher_grad_CV
+            if grad_bias is not None:
+                grad_bias += grad_CV.sum(0)
+            grad_CV = grad_CV.to(factor)
+            if grad_hidden is not None:
+                grad_hidden[part] = grad_CV @ matrix
+            if grad_table is not None:
+                if factor == kind:
+                    grad_table.addmm_(grad_CV.T, hidden_CH)
+                else:
+                    grad_table += grad_CV.T @ hidden_CH
+        ctx.grads = (grad_hidden, grad_table, grad_bias)
+        ctx.types = (hidden.dtype, table.dtype, None if bias is None else bias.dtype)
+        ctx.mark_non_differentiable(nll, distil)
+        return total, nll, distil
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor, *_: Any) -> tuple[Tensor | None, ...]:
+        out = [None if made is None else made.mul_(grad).to(kind) for made, kind in zip(ctx.grads, ctx.types, strict=True)]
+        ctx.grads = (None, None, None)
+        return (*out, None, None, None, None, None, None, None)
+
+
+def _logits(hidden_CH: Tensor, matrix_VH: Tensor, bias_V: Tensor | None, kind: torch.dtype, vocab: int | None) -> Tensor:
+    logits_CV = (hidden_CH @ matrix_VH.T).to(kind)
+    if bias_V is not None:
+        logits_CV += bias_V.detach().to(kind)
+    if vocab is not None and vocab < logits_CV.shape[1]:
+        logits_CV[:, vocab:] = float("-inf")
+    return logits_CV
+
+
+def _distil(logits_CV: Tensor, teacher: Teacher, part: slice, weights_C: Tensor, factor: torch.dtype, kind: torch.dtype,
+            vocab: int | None) -> tuple[Tensor, Tensor]:
+    """Sum of the weighted divergence times temperature squared, and its gradient with respect to the student's logits."""
+    heat = teacher.temperature
+    known_CV = _logits(teacher.hidden_TH[part].to(factor), teacher.table_VH.to(factor), teacher.bias_V, kind, vocab)
+    log_teacher = F.log_softmax(known_CV / heat, 1)
+    log_student = F.log_softmax(logits_CV / heat, 1)
+    if vocab is not None:  # -inf - -inf outside the real rows
+        log_teacher, log_student = log_teacher.clamp(min=-1e4), log_student.clamp(min=-1e4)
+    share_C = weights_C * heat * heat
+    if teacher.reverse:
+        student = log_student.exp()
+        gap = log_student - log_teacher
+        each_C = (student * gap).sum(1)
+        grad = student * (gap - each_C[:, None])
+    else:
+        target = log_teacher.exp()
+        each_C = (target * (log_teacher - log_student)).sum(1)
+        grad = log_student.exp() - target
+    return (each_C * share_C).sum(), grad * (teacher.weight * share_C / heat)[:, None]
