@@ -1,0 +1,297 @@
+"""Audit a corpus: sample it, look for defects, bound their rate exactly, compare with a reference, and say yes or no."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from pydantic import Field, model_validator
+
+from penjing.config import Config as BaseConfig
+from penjing.contract import CORPUS, FILES, Estimate, Inputs, Job
+from penjing.data.audit.acceptance import (
+    allowed_defects,
+    alpha_of_round,
+    binomial_cdf,
+    lower_bound,
+    needed_sample,
+    power,
+    upper_bound,
+)
+from penjing.data.audit.drift import length_bins, shift, stability_index, state
+from penjing.data.audit.indicators import DEFECTS, LEVEL_2, DefectClass, defects, lexicon, measures
+from penjing.data.document import Corpus, open_corpus, shard_batches
+from penjing.data.engine import map_shards
+from penjing.errors import GateError, InputError, fault
+from penjing.files import write_json
+from penjing.stages.hold_out import position
+
+VERSION = 1
+INPUTS = {"corpus": CORPUS, "reference": CORPUS + "?"}
+OUTPUT = FILES
+MEAN_SHIFT = 0.10
+"""Relative shift of a level-2 mean against the reference from which it is reported as failed."""
+
+
+class Config(BaseConfig):
+    """What is claimed, on which sample, and whether a no ends the run."""
+
+    claim: float = Field(0.001, gt=0, lt=1)
+    """The defect rate the corpus is claimed to be below."""
+    confidence: float = Field(0.95, gt=0.5, lt=1)
+    """Confidence of the claim over all rounds together."""
+    round: int = Field(1, ge=1)
+    """Which attempt this is: each round draws a fresh sample."""
+    rounds: int = Field(1, ge=0)
+    """How many attempts there may be, fixed before the first: each may spend an equal part of the error 1 - confidence. 0 = any
+    number, of which attempt i spends the part 1 / (i (i + 1)). Auditing until it passes without this accepts bad data."""
+    fraction: float = Field(0.01, gt=0, le=1)
+    """Share of the documents that is sampled."""
+    least: int = Field(3000, ge=1)
+    """Fewest documents sampled (2,995 without a defect prove "below 0.1%" at 95%); a smaller corpus is read whole."""
+    classes: tuple[DefectClass, ...] = DEFECTS
+    """Defect classes that count against a document."""
+    toxic_words: tuple[str, ...] = ()
+    """Files of words, one per line, whose presence is the class `toxic`; none is shipped."""
+    gate: bool = False
+    """End the run with exit code 4 when the answer is no."""
+    drift_gate: bool = False
+    """Let drift against the reference say no as well."""
+    seed: int = 0
+    """Another seed draws another sample."""
+
+    @model_validator(mode="after")
+    def _planned(self) -> Config:
+        if self.rounds and self.round > self.rounds:
+            raise ValueError(f"round at most rounds ({self.rounds}); plan the number of rounds before the first one")
+        return self
+
+    @property
+    def alpha(self) -> float:
+        """The error this round may spend."""
+        error = 1 - self.confidence
+        return error / self.rounds if self.rounds else alpha_of_round(error, self.round)
+
+
+def run(config: Config, inputs: Inputs, out: Path, job: Job) -> dict[str, Any]:
+    """Write report.json and sample.parquet; GateError after that when the gate says no."""
+    corpus = open_corpus(inputs["corpus"])
+    words = [line for path in config.toxic_words for line in _lines(Path(path))]
+    found = examine(corpus, out / "state" / "corpus", job, config=config, words=words, label="audit")
+    if not len(found):
+        raise InputError(fault("the corpus holds no documents", where=corpus.path))
+    metrics, decision = judge(found, config, corpus.documents)
+    report: dict[str, Any] = {
+        "version": VERSION,
+        "documents": corpus.documents,
+        "sampled": len(found),
+        "metrics": metrics,
+        "decision": decision,
+        "means": _means(found),
+    }
+    if inputs.get("reference") is not None:
+        reference = open_corpus(inputs["reference"])
+        theirs = examine(reference, out / "state" / "reference", job, config=config, words=words, label="reference")
+        report["drift"] = compare(found, theirs)
+    drifted = [name for name, item in report.get("drift", {}).items() if item["state"] == "fail"]
+    decision["drift_failed"] = drifted
+    decision["accepted"] = decision["defects_accepted"] and not (config.drift_gate and drifted)
+    pq.write_table(found, out / "sample.parquet", compression="zstd")
+    write_json(out / "report.json", report)
+    shutil.rmtree(out / "state")
+    if config.gate and not decision["accepted"]:
+        raise GateError(_refusal(decision, corpus, config))
+    return report
+
+
+def examine(corpus: Corpus, folder: Path, job: Job, *, config: Config, words: list[str], label: str) -> pa.Table:
+    """The sampled documents of a corpus with their defects and measures, ordered by id."""
+    wanted = max(config.least, int(np.ceil(config.fraction * corpus.documents)))
+    names = f"{config.seed}/audit/{config.round}"
+    units = [
+        {
+            "name": shard.name,
+            "shard": shard,
+            "to": folder / shard.name,
+            "salt": names,
+            "words": words,
+            "classes": list(config.classes),
+            "bound": _bound(corpus, wanted, names),
+        }
+        for shard in corpus.shards
+    ]
+    map_shards(examine_shard, units, job=job, label=label, state=folder)
+    table = pa.concat_tables([pq.read_table(unit["to"]) for unit in units]) if units else pa.table({})
+    return table.sort_by("place").slice(0, wanted) if len(table) else table
+
+
+def _bound(corpus: Corpus, wanted: int, salt: str) -> float:
+    """The place in [0, 1) below which `wanted` documents lie."""
+    if wanted >= corpus.documents:
+        return 1.0
+    places = [_place(name, salt) for batch in corpus.batches(["id"]) for name in batch.column("id").to_pylist()]
+    return float(np.partition(np.asarray(places), wanted - 1)[wanted - 1])
+
+
+def _place(name: str | None, salt: str) -> float:
+    return position(f"{salt}/{name or ''}", 0)
+
+
+def examine_shard(unit: dict[str, Any]) -> dict[str, Any]:
+    """Write the sampled documents of one shard."""
+    toxic = lexicon(unit["words"])
+    rows: list[dict[str, Any]] = []
+    for batch in shard_batches(Path(unit["shard"]), columns=["id", "lang", "source", "url", "text"]):
+        places = [_place(name, unit["salt"]) for name in batch.column("id").to_pylist()]
+        chosen = [row for row, place in enumerate(places) if place <= unit["bound"]]
+        for row, document in zip(chosen, batch.take(pa.array(chosen, pa.int64())).to_pylist(), strict=True):
+            text = document["text"] or ""
+            bad = defects(text, toxic=toxic)
+            counted = [name for name in unit["classes"] if bad[name]]
+            rows.append(
+                {
+                    **document,
+                    "place": places[row],
+                    "characters": len(text),
+                    **bad,
+                    "unqualified": bool(counted),
+                    **measures(text),
+                }
+            )
+    schema = pa.schema(
+        [
+            ("id", pa.string()),
+            ("lang", pa.string()),
+            ("source", pa.string()),
+            ("url", pa.string()),
+            ("text", pa.large_string()),
+            ("place", pa.float64()),
+            ("characters", pa.int64()),
+            *((name, pa.bool_()) for name in (*DEFECTS, "unqualified")),
+            *((name, pa.float64()) for name in LEVEL_2),
+        ]
+    )
+    path = Path(unit["to"])
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.tmp")
+    pq.write_table(pa.Table.from_pylist(rows, schema=schema), temporary, compression="zstd")
+    temporary.replace(path)
+    return {"sampled": len(rows)}
+
+
+def judge(found: pa.Table, config: Config, documents: int) -> tuple[dict[str, Any], dict[str, Any]]:
+    """(figures per defect class, the decision on documents with any counted defect)."""
+    n = len(found)
+    alpha = config.alpha
+    census = n >= documents
+    metrics = {}
+    for name in (*DEFECTS, "unqualified"):
+        bad = int(np.asarray(found.column(name).to_numpy(zero_copy_only=False), bool).sum())
+        bounds = (bad / n, bad / n) if census else (lower_bound(bad, n, alpha=alpha), upper_bound(bad, n, alpha=alpha))
+        metrics[name] = {
+            "n": n,
+            "defects": bad,
+            "rate": bad / n,
+            "ci_low": bounds[0],
+            "ci_high": bounds[1],
+            "method": "every document read" if census else "Clopper-Pearson, one-sided",
+            "examples": found.filter(found.column(name)).column("id").to_pylist()[:20],
+        }
+    bad = metrics["unqualified"]["defects"]
+    allowed = int(np.ceil(config.claim * n)) - 1 if census else allowed_defects(n, p1=config.claim, alpha=alpha)
+    decision = {
+        "claim": config.claim,
+        "confidence": config.confidence,
+        "round": config.round,
+        "alpha": alpha,
+        "n": n,
+        "defects": bad,
+        "rate": bad / n,
+        "ci_high": metrics["unqualified"]["ci_high"],
+        "classes": list(config.classes),
+        "census": census,
+        "plan": {
+            "n": n,
+            "allowed": allowed,
+            "least_n": needed_sample(0, p1=config.claim, alpha=alpha),
+            "accepts_a_third_of_the_claim": power(allowed, n, rate=config.claim / 3) if allowed >= 0 else 0.0,
+            "accepts_bad_data": 0.0 if census else binomial_cdf(allowed, n, config.claim),
+        },
+        "defects_accepted": bad <= allowed,
+    }
+    return metrics, decision
+
+
+def compare(found: pa.Table, theirs: pa.Table) -> dict[str, Any]:
+    """Drift of the sample against the reference's: make-up by stability index, level-2 means by relative shift."""
+    drift: dict[str, Any] = {}
+    for name in ("lang", "source"):
+        index = stability_index(_histogram(found, name), _histogram(theirs, name))
+        drift[name] = {"stability_index": index, "state": state(index) if name != "source" else "steady"}
+    lengths = [length_bins(table.column("characters").to_numpy()) for table in (found, theirs)]
+    index = stability_index(*lengths)
+    drift["length"] = {"stability_index": index, "state": state(index)}
+    ours, reference = _means(found), _means(theirs)
+    for name in LEVEL_2:
+        moved = shift(ours[name], reference[name])
+        drift[name] = {
+            "mean": ours[name],
+            "reference": reference[name],
+            "shift": moved if np.isfinite(moved) else None,
+            "state": "fail" if abs(moved) > MEAN_SHIFT else "steady",
+        }
+    return drift
+
+
+def _histogram(table: pa.Table, name: str) -> dict[str, float]:
+    values, counts = np.unique(np.asarray(table.column(name).fill_null("").to_pylist(), dtype=str), return_counts=True)
+    return dict(zip(values.tolist(), counts.astype(float).tolist(), strict=True))
+
+
+def _means(table: pa.Table) -> dict[str, float]:
+    return {name: float(table.column(name).to_numpy().mean()) for name in LEVEL_2}
+
+
+def _lines(path: Path) -> list[str]:
+    try:
+        return path.read_text(encoding="utf-8").splitlines()
+    except (FileNotFoundError, UnicodeDecodeError) as error:
+        raise InputError(fault("no readable word list", where=path, found=error)) from error
+
+
+def _refusal(decision: dict[str, Any], corpus: Corpus, config: Config) -> str:
+    if decision["defects_accepted"]:
+        return fault(
+            "the corpus has drifted from the reference",
+            where=corpus.path,
+            found=", ".join(decision["drift_failed"]),
+            fix="look at report.json, or set drift_gate: false",
+        )
+    plan = decision["plan"]
+    if plan["allowed"] < 0:
+        return fault(
+            f"a sample of {decision['n']} documents cannot show fewer than {config.claim:g} defects",
+            where=corpus.path,
+            expected=f"at least {plan['least_n']} documents",
+            fix="raise least, or claim less",
+        )
+    return fault(
+        f"not shown to have fewer than {config.claim:g} defects at {config.confidence:g}",
+        where=corpus.path,
+        found=f"{decision['defects']} unqualified of {decision['n']}, so at most {decision['ci_high']:.5f} is shown",
+        expected=f"at most {plan['allowed']}",
+        fix="make score and rules stricter and audit again with the next round",
+    )
+
+
+def price(config: Config, inputs: Inputs) -> Estimate:
+    """A report and a sample."""
+    before: Estimate = inputs["corpus"]
+    if not before.documents or before.text_bytes is None:
+        return Estimate(memory_bytes=400e6)
+    share = min(1.0, max(config.fraction, config.least / before.documents))
+    return Estimate(memory_bytes=400e6 + 2 * share * before.text_bytes, disk_bytes=share * before.text_bytes)
