@@ -16,7 +16,8 @@ from penjing.files import hash_tree
 from penjing.objectives.tokens import open_tokens
 from penjing.stages import tokenise
 
-TEXTS = ["The old pine grows slowly in a shallow pot.", "盆景是把山水缩在一盆之中的艺术。", "It's 2024; prune <eos> carefully!\n\n"]
+TEXTS = ["The old pine grows slowly in a shallow pot.", "盆景是把山水缩在一盆之中的艺术。",
+         "It's 2024; prune <eos> carefully!\n\n"]
 
 
 @pytest.fixture
@@ -56,7 +57,7 @@ def test_ids_are_the_library_s_and_every_document_ends_with_eos(tmp_path, corpus
     tokens = open_tokens(tmp_path / "out")
     tokens.verify()
     library = tokenizers.Tokenizer.from_file(str(tokenizer / "tokenizer.json"))
-    expected = [library.encode(TEXTS[i % 3] * (i % 4)).ids + [tokens.eos_id] for i in range(1, 40, 2)]
+    expected = [[*library.encode(TEXTS[i % 3] * (i % 4)).ids, tokens.eos_id] for i in range(1, 40, 2)]
     shard = tokens.shard("web")
     assert [shard.sequence(i).tolist() for i in range(shard.documents)] == expected
     assert tokens.special["<extra_id_0>"] == library.token_to_id("<extra_id_0>")

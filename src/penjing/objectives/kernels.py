@@ -63,3 +63,137 @@ def best_fit(sizes: NDArray[np.int32], order: NDArray[np.int64], capacity: int) 
             head[rest] = bin_id
             words[rest >> 6] |= one << np.uint64(rest & 63)
     return bins, opened
+
+
+@njit(cache=True)
+def sample_sizes(length: int, tail: int, density: float, mean_span: int, prefix: int, most: int) -> tuple[int, int]:
+    """(encoder ids, labels) of a denoiser's sample of `length` tokens; mean_span 0 is S-denoising with that tail."""
+    if mean_span == 0:
+        return prefix + length - tail + 2, tail + 2
+    if length <= 1:
+        return prefix + 2, length + 2
+    noise = min(max(int(np.rint(length * density)), 1), length - 1)
+    spans = max(int(np.rint(noise / mean_span)), 1)
+    spans = min(min(spans, noise), min(length - noise, most))
+    return prefix + length - noise + spans + 1, noise + spans + 1
+
+
+@njit(cache=True)
+def _next(state: NDArray[np.uint64]) -> float:
+    """splitmix64: the next number in [0, 1)."""
+    state[0] += np.uint64(0x9E3779B97F4A7C15)
+    z = state[0]
+    z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    z = z ^ (z >> np.uint64(31))
+    return float(z >> np.uint64(11)) / 9007199254740992.0
+
+
+@njit(cache=True)
+def plan_block(
+    runs: NDArray[np.int64], shares: NDArray[np.float64], density: NDArray[np.float64], mean_span: NDArray[np.int64],
+    encoder: int, decoder: int, rows: int, nominal: int, shortest: int, prefix: int, most: int, seed: int,
+) -> tuple[NDArray[np.int64], int]:
+    """Lay the tokens of `runs` (documents, in order) as denoiser samples into `rows` rows of encoder x decoder ids.
+
+    Each step takes the next piece of the current document, for the denoiser that is furthest behind its share. Its
+    length is the one with which a low- and a high-density sample together would fill what is left of both sides (two
+    equations), in pieces of about `nominal` tokens. decoder = 0: one side only, input and labels behind each other.
+    Gives pieces [row, offset, length, denoiser, tail] and the number of tokens laid; what is left over did not fit.
+    """
+    kinds = len(shares)
+    state = np.array([np.uint64(seed)], np.uint64)
+    one_sided = decoder == 0
+    rate_e, rate_d, fixed_e, fixed_d = np.zeros(kinds), np.zeros(kinds), np.zeros(kinds), np.zeros(kinds)
+    low = np.zeros(kinds, np.bool_)
+    served = np.zeros(kinds)
+    for i in range(kinds):
+        if mean_span[i] == 0:
+            rate_e[i], rate_d[i] = 1 - density[i] / 2, density[i] / 2
+            fixed_e[i], fixed_d[i] = prefix + 2, 2
+        else:
+            per = density[i] / mean_span[i]
+            rate_e[i], rate_d[i] = 1 - density[i] + per, density[i] + per
+            fixed_e[i], fixed_d[i] = prefix + 1, 1
+        low[i] = one_sided or rate_e[i] * decoder >= rate_d[i] * encoder
+        served[i] = (_next(state) - 0.5) * nominal
+    out = np.empty((len(runs) + 64 * rows + 64, 5), np.int64)
+    count, laid, run, used = 0, 0, 0, 0.0
+    left = runs[0] if len(runs) else 0
+    for row in range(rows):
+        room_e, room_d = encoder, decoder
+        while run < len(runs):
+            if left == 0:
+                run += 1
+                if run < len(runs):
+                    left = runs[run]
+                continue
+            best_low, best_high, behind_low, behind_high, surplus = -1, -1, -1e300, -1e300, 0.0
+            for i in range(kinds):
+                if shares[i] <= 0:
+                    continue
+                behind = shares[i] * (used + nominal) - served[i]
+                if low[i]:
+                    if behind > behind_low:
+                        best_low, behind_low = i, behind
+                else:
+                    surplus += served[i] - shares[i] * used
+                    if behind > behind_high:
+                        best_high, behind_high = i, behind
+            kind, want = -1, 0.0
+            if one_sided:
+                kind = best_low
+                want = (room_e - fixed_e[kind] - fixed_d[kind] + 1) / (rate_e[kind] + rate_d[kind])
+            elif best_low >= 0 and best_high >= 0:
+                a, b = best_low, best_high
+                det = rate_e[a] * rate_d[b] - rate_e[b] * rate_d[a]
+                e, d = room_e - fixed_e[a] - fixed_e[b], room_d - fixed_d[a] - fixed_d[b]
+                want_low, want_high = (e * rate_d[b] - d * rate_e[b]) / det, (d * rate_e[a] - e * rate_d[a]) / det
+                if want_low >= shortest and want_high >= shortest:
+                    take_high = surplus <= 0
+                else:
+                    take_high = want_high > want_low
+                if take_high and surplus > nominal:
+                    take_high = False
+                elif not take_high and surplus < -nominal:
+                    take_high = True
+                kind = b if take_high else a
+                want = want_high if take_high else want_low
+                if want_low < shortest or want_high < shortest or want < shortest:
+                    want = min((room_e - fixed_e[kind]) / rate_e[kind], (room_d - fixed_d[kind]) / rate_d[kind])
+            else:
+                kind = best_low if best_low >= 0 else best_high
+                want = min((room_e - fixed_e[kind]) / rate_e[kind], (room_d - fixed_d[kind]) / rate_d[kind])
+            if want > nominal:
+                want = want / np.ceil(want / nominal)
+            length = min(int(want), left)
+            if left - length < shortest and left < length + shortest:
+                length = left
+            tail = 0
+            while length > 0:
+                if mean_span[kind] == 0:
+                    longest = max(min(int(np.rint(density[kind] * length)), length - 1), 1)
+                    if tail == 0 or tail > longest:
+                        tail = 1 + int(_next(state) * longest)
+                    if not one_sided and tail > room_d - 2:
+                        tail = max(room_d - 2, 1)
+                size_e, size_d = sample_sizes(length, tail, density[kind], mean_span[kind], prefix, most)
+                over = size_e + size_d - 1 - room_e if one_sided else max(size_e - room_e, size_d - room_d)
+                if over <= 0:
+                    break
+                length -= max(over // 2, 1)
+            if length < min(shortest, left) or length <= 0:
+                break
+            if count == len(out):
+                bigger = np.empty((2 * len(out), 5), np.int64)
+                bigger[:count] = out[:count]
+                out = bigger
+            out[count, 0], out[count, 1], out[count, 2], out[count, 3], out[count, 4] = row, laid, length, kind, tail
+            count += 1
+            room_e -= size_e + size_d - 1 if one_sided else size_e
+            room_d -= 0 if one_sided else size_d
+            served[kind] += length
+            used += length
+            laid += length
+            left -= length
+    return out[:count], laid
