@@ -148,6 +148,13 @@ def test_first_ctrl_c_stops_between_stages_and_second_at_once(recipe_text: str, 
     assert contents(tmp_path / "run") == contents(tmp_path / "whole")
 
 
+def test_artefact_of_another_run_takes_a_stages_place(recipe_text: str, tmp_path: Path) -> None:
+    runner.run(check(recipe_text), tmp_path / "first")
+    outcome = runner.run(check(recipe_text, f"split={tmp_path / 'first' / '02-split'}"), tmp_path / "second")
+    assert outcome.ran == ("unique",)
+    assert contents(tmp_path / "second")["02-unique"] == contents(tmp_path / "first")["03-unique"]
+
+
 def test_ledger_tells_what_happened(recipe_text: str, tmp_path: Path) -> None:
     runner.run(check(recipe_text), tmp_path / "run")
     events = [(event["event"], event["stage"]) for event in RunDir(tmp_path / "run").events()]

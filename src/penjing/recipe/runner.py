@@ -96,7 +96,7 @@ def run(
                 raise Interrupted(_interrupted(step.name, run_dir))
             if step.given is not None:
                 outputs[step.name] = step.given
-                contents[step.name] = hash_tree(step.given)
+                contents[step.name] = hash_tree(step.given, ignore=VOLATILE)
                 continue
             identity = _identity(step, outputs, contents)
             head = f"[{number}/{total}] {step.name}"
