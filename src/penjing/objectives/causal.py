@@ -1,14 +1,19 @@
-"""The causal objective: predict the next token, inside each document of the row, with prompts weighted as asked."""
+"""The causal objective: predict the next token, inside each document of the row, with prompts weighted as asked.
+
+Prefix LM is the same with the beginning of every document read both ways and not learned.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from penjing.config import generator
 from penjing.objectives.example import NO_LOSS
-from penjing.objectives.packing import Piece
+from penjing.objectives.packing import ConcatRows, PackedRows, Piece
 
 Arrays = dict[str, NDArray]
 
@@ -56,3 +61,39 @@ def fill_row(arrays: Arrays, at: int, pieces: Sequence[Piece], ids: NDArray[np.i
 
 
 _COUNT = np.arange(1 << 16, dtype=np.int32)
+
+
+class CausalRows:
+    """Rows of one source for the causal objective, or for prefix LM when `split` is set."""
+
+    def __init__(self, rows: ConcatRows | PackedRows, *, isolate: bool, reset_positions: bool, prompt_loss_weight: float,
+                 split: bool = False, seed: int = 0) -> None:
+        self.rows = rows
+        self.documents = rows.documents
+        self.rows_per_epoch = rows.rows_per_epoch
+        self.tokens_per_row = rows.tokens_per_row
+        self.truncated_tokens = rows.truncated_tokens
+        self._isolate = isolate
+        self._reset_positions = reset_positions
+        self._prompt_loss_weight = prompt_loss_weight
+        self._split = split
+        self._seed = seed
+
+    def fill(self, arrays: Arrays, at: int, row: int, segments: Any = None) -> tuple[int, int]:
+        """Lay row `row` into place `at`."""
+        pieces = self.rows.pieces(row)
+        fill_row(arrays, at, pieces, self.documents.shard.ids, isolate=self._isolate, reset_positions=self._reset_positions,
+                 prompt_loss_weight=self._prompt_loss_weight)
+        if self._split:
+            rng = generator(self._seed, "prefix", self.documents.name, row)
+            begin = 0
+            for piece in pieces:
+                # A supervised document splits where its answer begins, any other one anywhere.
+                cut = piece.prompt or (int(rng.integers(1, piece.length)) if piece.length > 1 else 0)
+                if cut:
+                    arrays["targets_BS"][at, begin : begin + cut - 1] = NO_LOSS
+                    arrays["weights_BS"][at, begin : begin + cut - 1] = 0.0
+                    if "prefix_BS" in arrays:
+                        arrays["prefix_BS"][at, begin : begin + cut] = True
+                begin += piece.length
+        return 0, 0

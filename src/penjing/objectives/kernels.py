@@ -170,6 +170,12 @@ def plan_block(
             if left - length < shortest and left < length + shortest:
                 length = left
             tail = 0
+            if mean_span[kind] == 0 and not one_sided and room_d > 2:
+                # S-denoising may split anywhere in its range, so as the row's last sample it fills both sides to the brim.
+                whole = room_e - prefix - 2 + room_d - 2
+                longest = max(min(int(np.rint(density[kind] * whole)), whole - 1), 1)
+                if whole <= left and whole <= 3 * nominal // 2 and room_d - 2 <= longest and room_e > prefix + 2:
+                    length, tail = whole, room_d - 2
             while length > 0:
                 if mean_span[kind] == 0:
                     longest = max(min(int(np.rint(density[kind] * length)), length - 1), 1)
@@ -197,3 +203,38 @@ def plan_block(
             laid += length
             left -= length
     return out[:count], laid
+
+
+@njit(cache=True)
+def vector_fit(encoder: NDArray[np.int32], decoder: NDArray[np.int32], order: NDArray[np.int64], room_e: int, room_d: int,
+               window: int) -> tuple[NDArray[np.int32], int]:
+    """Bin of every two-sided item: the open bin (of the last `window`) that the item leaves best filled, else a new one."""
+    bins = np.empty(len(encoder), np.int32)
+    open_id, left_e, left_d = np.empty(window, np.int32), np.empty(window, np.int64), np.empty(window, np.int64)
+    opened, held = 0, 0
+    for item in order:
+        e, d = encoder[item], decoder[item]
+        best, best_score = -1, 1e300
+        for place in range(held):
+            rest_e, rest_d = left_e[place] - e, left_d[place] - d
+            if rest_e < 0 or rest_d < 0:
+                continue
+            share_e, share_d = rest_e / room_e, rest_d / room_d
+            score = share_e + share_d + 2 * abs(share_e - share_d)
+            if score < best_score:
+                best, best_score = place, score
+        if best < 0:
+            if held == window:
+                best = 0
+                for place in range(1, held):
+                    if left_e[place] / room_e + left_d[place] / room_d < left_e[best] / room_e + left_d[best] / room_d:
+                        best = place
+            else:
+                best = held
+                held += 1
+            open_id[best], left_e[best], left_d[best] = opened, room_e, room_d
+            opened += 1
+        bins[item] = open_id[best]
+        left_e[best] -= e
+        left_d[best] -= d
+    return bins, opened

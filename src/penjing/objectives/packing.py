@@ -137,7 +137,7 @@ class ConcatRows:
         self.rows_per_epoch = self._total / width
         self.tokens_per_row = float(width)
         self.truncated_tokens = 0
-        self._order = _Recent(self._shuffle)
+        self._order = Recent(self._shuffle)
 
     def pieces(self, row: int) -> list[Piece]:
         """What row `row` (counted over all epochs) holds."""
@@ -207,7 +207,7 @@ class PackedRows:
                                    found=f"at least {int(lengths.min())} tokens", expected=f"at most {width}",
                                    fix="choose longer rows, or overlong: split"))
         self._document, self._start, self._length = item_document, item_start, item_length
-        self._plan = _Recent(self._pack)
+        self._plan = Recent(self._pack)
         first, _ = self._plan(0)
         self.rows_per_epoch = float(len(first))
         self.tokens_per_row = int(item_length.sum(dtype=np.int64)) / len(first)
@@ -237,7 +237,7 @@ class PackedRows:
         return packing, order
 
 
-class _Recent(Generic[T]):
+class Recent(Generic[T]):
     """Remembers the last two results of a function of one number (the epochs around a seam)."""
 
     def __init__(self, function: Callable[[int], T]) -> None:
