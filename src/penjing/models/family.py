@@ -118,13 +118,25 @@ class Family:
     """Name of the norm before the head, where `scaled_head` can be true."""
     no_depth: Callable[[Mapping[str, Any]], str | None] = lambda config: None
     """The reason why layers of a configuration cannot be dropped, or None."""
+    other_keys: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    """Older names of configuration keys: key -> names."""
+    follow: Callable[[Mapping[str, Any], dict[str, Any]], None] = lambda old, new: None
+    """Sets keys of a resized configuration that follow from others, or raises ConfigError."""
+    settle: Callable[[Mapping[str, Any], Iterable[str], Callable[[str], tuple[int, ...]]], dict[str, Any]] = (
+        lambda config, names, shape_of: dict(config))
+    """A configuration made to say what the names and shapes in the file say."""
+    adjust: Callable[[Mapping[str, Any], dict[str, int]], dict[str, int]] = lambda config, sizes: sizes
+    """Sizes that a configuration says in another way than by their value."""
     seq2seq: bool = False
 
     def sizes(self, config: Mapping[str, Any]) -> dict[str, int]:
         """Every size of a configuration by its name; InputError when one is missing or not a positive whole number."""
         found: dict[str, int] = {}
         for name, key in self.keys.items():
-            value = config.get(key, self.defaults.get(key))
+            value = next(
+                (config[name] for name in (key, *self.other_keys.get(key, ())) if config.get(name) is not None), None
+            )
+            value = self.defaults.get(key) if value is None else value
             if value is None:
                 if name in self.implied:
                     continue
@@ -141,6 +153,7 @@ class Family:
                     )
                 )
             found[name] = value
+        found = self.adjust(config, found)
         for name, rule in self.implied.items():
             if name not in found:
                 found[name] = rule(found)
@@ -220,13 +233,21 @@ class Family:
                 fault(f"{self.model_type} has no size '{sorted(unknown)[0]}'", expected=f"one of {', '.join(old)}")
             )
         result = dict(config)
+        if new == old:
+            return result
         for name, key in self.keys.items():
-            said = config.get(key) is not None
+            said = config.get(key) is not None or any(config.get(other) for other in self.other_keys.get(key, ()))
             if said or name not in self.implied or self.implied[name](new) != new[name]:
                 result[key] = new[name]
+        for key, others in self.other_keys.items():
+            if result.get(key) is not None:
+                for other in others:
+                    result.pop(other, None)
         self._renumber_lists(result, config, old, new, keep_layers or {})
+        self.follow(config, result)
         got = self.sizes(result)
-        wrong = {name: value for name, value in new.items() if got[name] != value}
+        free = {"embed"} if self.follow is not Family.follow and "embed" not in sizes else set()
+        wrong = {name: value for name, value in new.items() if got[name] != value and name not in free}
         if wrong:
             name, value = next(iter(wrong.items()))
             raise ConfigError(

@@ -15,7 +15,7 @@ import numpy as np
 
 from penjing.errors import InputError, fault
 from penjing.files import hash_file, hash_text, read_json
-from penjing.models import shards
+from penjing.models import family, shards
 from penjing.models.shards import STORAGE, Entry
 
 CHUNK_BYTES = 16 << 20
@@ -210,12 +210,14 @@ def open_checkpoint(path: str | Path) -> Checkpoint:
     if not isinstance(config, dict):
         raise InputError(fault("not a Hugging Face configuration", where=path / "config.json"))
     files, is_safe = _weight_files(path)
+    known = config.get("model_type") in family.names()
     if not is_safe:
         pickled = {}
         for file, listed in files.items():
             for name in listed if listed is not None else shards.load_pickled(file):
                 pickled[name] = file
-        return Checkpoint(path, config, {}, pickled)
+        checkpoint = Checkpoint(path, config, {}, pickled)
+        return _settled(checkpoint) if known else checkpoint
     entries: dict[str, Entry] = {}
     for file, listed in files.items():
         found, _ = shards.read_header(file)
@@ -226,7 +228,14 @@ def open_checkpoint(path: str | Path) -> Checkpoint:
         if repeated:
             raise InputError(fault(f"tensor '{sorted(repeated)[0]}' is in two files", where=file))
         entries.update(found)
-    return Checkpoint(path, config, entries, {})
+    checkpoint = Checkpoint(path, config, entries, {})
+    return _settled(checkpoint) if known else checkpoint
+
+
+def _settled(checkpoint: Checkpoint) -> Checkpoint:
+    settle = family.of(checkpoint.config).settle
+    checkpoint.config = settle(checkpoint.config, checkpoint.names, checkpoint.shape)
+    return checkpoint
 
 
 def _weight_files(path: Path) -> tuple[dict[Path, list[str] | None], bool]:

@@ -128,7 +128,7 @@ def loss(
     hooks = []
     for name, indices in (without or {}).items():
         layers = layer_modules(model, family, name)
-        hooks += [layers[index].register_forward_hook(_pass_over, with_kwargs=True) for index in indices]
+        hooks += [layers[index].register_forward_hook(pass_over, with_kwargs=True) for index in indices]
     total, count = 0.0, 0
     try:
         with torch.inference_mode():
@@ -236,7 +236,7 @@ def _leaving(output: Any) -> Any:
     return output[0] if isinstance(output, tuple) else output
 
 
-def _pass_over(module: Any, args: Any, kwargs: Any, output: Any) -> Any:
+def pass_over(module: Any, args: Any, kwargs: Any, output: Any) -> Any:
     """What a layer that is not there gives: its input, with whatever else the layer hands on (T5's positions) left
     alone.
     """

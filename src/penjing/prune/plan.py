@@ -9,6 +9,7 @@ rotation folded into the checkpoint, a refit, a corrected norm); their arrays li
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -279,12 +280,12 @@ def read_runs(text: str, *, where: str) -> list[int]:
     """Indices from the text that `write_runs` gives; ConfigError when it is not such a text."""
     found: list[int] = []
     for part in str(text).split(",") if str(text).strip() else []:
-        first, _, last = part.strip().partition("-")
-        if not first.isdigit() or (last and not last.isdigit()):
+        run = re.fullmatch(r"(\d+)(?:-(\d+))?", part.strip())
+        if run is None:
             raise ConfigError(
                 fault(f"'{part.strip()}' is not an index or a run", where=where, expected="text like '0-3,5,8-11'")
             )
-        found.extend(range(int(first), int(last or first) + 1))
+        found.extend(range(int(run[1]), int(run[2] or run[1]) + 1))
     return found
 
 

@@ -115,6 +115,9 @@ def complete(config: Mapping[str, Any], sizes: Mapping[str, int]) -> dict[str, i
             new["heads"] = new["hidden"] // old["head_dim"]
         elif "heads" in new and "hidden" not in new:
             new["hidden"] = new["heads"] * old["head_dim"]
+    for name, rule in family.implied.items():
+        if name not in family.keys and name not in new and rule({**old, **new}) != old[name]:
+            new[name] = rule({**old, **new})
     if "kv_heads" in old and ("heads" in new) != ("kv_heads" in new):
         per_group = old["heads"] // old["kv_heads"]
         if "heads" in new:
