@@ -43,10 +43,11 @@ _SINGLE_RANGES = (
 
 @dataclass(frozen=True)
 class FoldTable:
-    """What each code point becomes. `single[c] >= 0` is its folded code point, `-1 - i` entry `i` of the sequences."""
+    """What each code point becomes: `entries[c]` is its kind in the bits from 28 on, and below them its folded code
+    point or, with bit 27 set, the number of its sequence; sequence i is `sequences[starts[i]:starts[i+1]]`, entries
+    again."""
 
-    kind: np.ndarray
-    single: np.ndarray
+    entries: np.ndarray
     starts: np.ndarray
     sequences: np.ndarray
 
@@ -54,13 +55,14 @@ class FoldTable:
 @dataclass(frozen=True)
 class Folded:
     """A folded batch. Document d has code points `points[point_offsets[d]:point_offsets[d+1]]` and likewise tokens
-    (64-bit hashes); `token_points[t]` is where token t begins in `points`."""
+    (64-bit hashes); `token_points[t]` is where token t begins in `points`, `token_bytes[t]` in the bytes of the batch."""
 
     points: np.ndarray
     point_offsets: np.ndarray
     tokens: np.ndarray
     token_offsets: np.ndarray
     token_points: np.ndarray
+    token_bytes: np.ndarray
 
 
 @functools.cache
@@ -125,23 +127,15 @@ def fold_bytes(data: np.ndarray, offsets: np.ndarray, table: FoldTable) -> Folde
     points = np.empty(size, np.uint32)
     tokens = np.empty(size + len(offsets), np.uint64)
     token_points = np.empty(size + len(offsets), np.int64)
+    token_bytes = np.empty(size + len(offsets), np.int64)
     point_offsets = np.zeros(len(offsets), np.int64)
     token_offsets = np.zeros(len(offsets), np.int64)
-    _fold(
-        data,
-        offsets,
-        table.kind,
-        table.single,
-        table.starts,
-        table.sequences,
-        points,
-        tokens,
-        token_points,
-        point_offsets,
-        token_offsets,
-    )
+    found = (points, tokens, token_points, token_bytes, point_offsets, token_offsets)
+    _fold(data, offsets, table.entries, table.starts, table.sequences, *found)
     count, total = int(token_offsets[-1]), int(point_offsets[-1])
-    return Folded(points[:total], point_offsets, tokens[:count], token_offsets, token_points[:count])
+    return Folded(
+        points[:total], point_offsets, tokens[:count], token_offsets, token_points[:count], token_bytes[:count]
+    )
 
 
 def text_buffers(texts: pa.Array | pa.ChunkedArray) -> tuple[np.ndarray, np.ndarray]:
@@ -211,7 +205,14 @@ def _build(kind: object, sequence: object) -> FoldTable:
             single[code] = -len(starts)
             sequences.extend(parts)
             starts.append(len(sequences))
-    return FoldTable(kinds, single, np.asarray(starts, np.int64), np.asarray(sequences or [0], np.int32))
+    entries = (kinds.astype(np.uint32) << np.uint32(28)) | np.where(single >= 0, single, 0).astype(np.uint32)
+    many = single < 0
+    entries[many] = (
+        (kinds[many].astype(np.uint32) << np.uint32(28)) | np.uint32(1 << 27) | (-single[many] - 1).astype(np.uint32)
+    )
+    parts = np.asarray(sequences, np.int64)
+    spelled = (np.maximum(kinds[parts], WORD).astype(np.uint32) << np.uint32(28)) | parts.astype(np.uint32)
+    return FoldTable(entries, np.asarray(starts, np.int64), spelled)
 
 
 @njit(cache=True, nogil=True, inline="always")
@@ -227,35 +228,24 @@ def mix64(h):  # type: ignore[no-untyped-def]
 
 @njit(cache=True, nogil=True, inline="always")
 def _decode(data, i, end):  # type: ignore[no-untyped-def]
-    """(code point, length); an invalid byte gives (0x110000 - 1, 1), which is unassigned and therefore a separator."""
+    """(code point, length) of a character that is not ASCII; an invalid byte gives (0x10FFFF, 1), which is a separator."""
     b = np.int64(data[i])
-    if b < 0x80:
-        return b, 1
-    if 0xC2 <= b < 0xE0 and i + 1 < end and (data[i + 1] & 0xC0) == 0x80:
-        return ((b & 0x1F) << 6) | (np.int64(data[i + 1]) & 0x3F), 2
     if 0xE0 <= b < 0xF0 and i + 2 < end and (data[i + 1] & 0xC0) == 0x80 and (data[i + 2] & 0xC0) == 0x80:
         return ((b & 0x0F) << 12) | ((np.int64(data[i + 1]) & 0x3F) << 6) | (np.int64(data[i + 2]) & 0x3F), 3
-    if (
-        0xF0 <= b < 0xF5
-        and i + 3 < end
-        and (data[i + 1] & 0xC0) == 0x80
-        and (data[i + 2] & 0xC0) == 0x80
-        and (data[i + 3] & 0xC0) == 0x80
-    ):
-        code = (
-            ((b & 0x07) << 18)
-            | ((np.int64(data[i + 1]) & 0x3F) << 12)
-            | ((np.int64(data[i + 2]) & 0x3F) << 6)
-            | (np.int64(data[i + 3]) & 0x3F)
-        )
-        if code < 0x110000:
-            return code, 4
+    if 0xC2 <= b < 0xE0 and i + 1 < end and (data[i + 1] & 0xC0) == 0x80:
+        return ((b & 0x1F) << 6) | (np.int64(data[i + 1]) & 0x3F), 2
+    if 0xF0 <= b < 0xF5 and i + 3 < end:
+        second, third, fourth = np.int64(data[i + 1]), np.int64(data[i + 2]), np.int64(data[i + 3])
+        if (second & 0xC0) == 0x80 and (third & 0xC0) == 0x80 and (fourth & 0xC0) == 0x80:
+            code = ((b & 0x07) << 18) | ((second & 0x3F) << 12) | ((third & 0x3F) << 6) | (fourth & 0x3F)
+            if code < 0x110000:
+                return code, 4
     return 0x10FFFF, 1
 
 
 @njit(cache=True, nogil=True)
 def _fold(  # type: ignore[no-untyped-def]
-    data, offsets, kind, single, starts, sequences, points, tokens, token_points, point_offsets, token_offsets
+    data, offsets, entries, starts, sequences, points, tokens, token_points, token_bytes, point_offsets, token_offsets
 ):
     seed = np.uint64(0x9E3779B97F4A7C15)
     prime = np.uint64(0x9FB21C651E98DF25)
@@ -267,32 +257,55 @@ def _fold(  # type: ignore[no-untyped-def]
         running = False
         h = seed
         while i < end:
-            code, length = _decode(data, i, end)
-            i += length
-            what = kind[code]
-            if what == 3:
+            at = i
+            b = np.int64(data[i])
+            if b < 0x80:
+                entry = entries[b]
+                i += 1
+            else:
+                code, length = _decode(data, i, end)
+                entry = entries[code]
+                i += length
+            kind = entry >> 28
+            if kind == 1 and not entry & 0x8000000:
+                if not running:
+                    h = seed
+                    token_points[t] = p
+                    token_bytes[t] = at
+                    running = True
+                point = entry & 0x1FFFFF
+                points[p] = point
+                p += 1
+                h = (h ^ np.uint64(point)) * prime
+                h ^= h >> np.uint64(32)
                 continue
-            if what == 0 or what == 4:
-                if running:
-                    tokens[t] = mix64(h)
-                    t += 1
-                    running = False
-                if what == 4 and t > token_offsets[d] and tokens[t - 1] != 0:
+            if kind == 3:
+                continue
+            if running and kind != 1:
+                tokens[t] = mix64(h)
+                t += 1
+                running = False
+            if kind == 2 and not entry & 0x8000000:
+                token_points[t] = p
+                token_bytes[t] = at
+                point = entry & 0x1FFFFF
+                points[p] = point
+                p += 1
+                h = (seed ^ np.uint64(point)) * prime
+                tokens[t] = mix64(h ^ (h >> np.uint64(32)))
+                t += 1
+                continue
+            if kind == 0 or kind == 4:
+                if kind == 4 and t > token_offsets[d] and tokens[t - 1] != 0:
                     tokens[t] = np.uint64(0)
                     token_points[t] = p
+                    token_bytes[t] = at
                     t += 1
                 continue
-            first = single[code]
-            low = np.int64(0)
-            high = np.int64(1)
-            if first < 0:
-                low = starts[-first - 1]
-                high = starts[-first]
-            for j in range(low, high):
-                point = np.uint32(first) if first >= 0 else np.uint32(sequences[j])
-                alone = what == 2
-                if first < 0:
-                    alone = kind[point] == 2
+            row = np.int64(entry & 0x7FFFFFF)
+            for j in range(starts[row], starts[row + 1]):
+                part = sequences[j]
+                alone = part >> 28 == 2 or kind == 2
                 if running and alone:
                     tokens[t] = mix64(h)
                     t += 1
@@ -300,6 +313,8 @@ def _fold(  # type: ignore[no-untyped-def]
                 if not running:
                     h = seed
                     token_points[t] = p
+                    token_bytes[t] = at
+                point = part & 0x1FFFFF
                 points[p] = point
                 p += 1
                 h = (h ^ np.uint64(point)) * prime

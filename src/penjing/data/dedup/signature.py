@@ -129,7 +129,8 @@ def take_ragged(values: np.ndarray, offsets: np.ndarray, rows: np.ndarray) -> tu
 
 
 @njit(cache=True, nogil=True, inline="always")
-def _shingle(tokens, i, width):  # type: ignore[no-untyped-def]
+def shingle(tokens, i, width):  # type: ignore[no-untyped-def]
+    """The 64-bit hash of `width` tokens from place i on."""
     h = np.uint64(0x243F6A8885A308D3)
     for j in range(width):
         h = (h ^ tokens[i + j]) * np.uint64(0x9E3779B97F4A7C15)
@@ -151,7 +152,7 @@ def _sim_hashes(tokens, offsets, width):  # type: ignore[no-untyped-def]
         features = size - used + 1
         planes[:] = 0
         for i in range(features):
-            carry = _shingle(tokens, start + i, used)
+            carry = shingle(tokens, start + i, used)
             k = 0
             while carry != 0:
                 both = planes[k] & carry
@@ -182,7 +183,7 @@ def _min_hashes(tokens, offsets, width, rows, bands):  # type: ignore[no-untyped
         used = min(width, size)
         smallest[:] = np.uint32(0xFFFFFFFF)
         for i in range(size - used + 1):
-            h = _shingle(tokens, start + i, used)
+            h = shingle(tokens, start + i, used)
             place = ((h >> np.uint64(32)) * np.uint64(number)) >> np.uint64(32)
             low = np.uint32(h & np.uint64(0xFFFFFFFE))
             if low < smallest[place]:
@@ -227,7 +228,7 @@ def _sketches(tokens, offsets, width, size):  # type: ignore[no-untyped-def]
                 bound = np.uint64(share * 4294967296.0)
                 taken = 0
                 for i in range(shingles):
-                    h = _shingle(tokens, start + i, used) >> np.uint64(32)
+                    h = shingle(tokens, start + i, used) >> np.uint64(32)
                     if h < bound:
                         buffer[taken] = np.uint32(h)
                         taken += 1
