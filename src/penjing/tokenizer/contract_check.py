@@ -1,0 +1,97 @@
+"""Whether a changed vocabulary keeps its word on real text, line by line, with the lines that break it.
+
+Grown: the new ids, expanded through the plan, are the old ids. Pruned: where all old tokens are kept, the ids map one to one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from penjing.tokenizer.plan import VocabPlan
+
+MAX_EXAMPLES = 10
+
+
+@dataclass
+class Verdict:
+    """Lines seen, lines under the contract, lines that keep it, by language."""
+
+    lines: int = 0
+    covered: int = 0
+    exact: int = 0
+    changed: int = 0
+    """Lines whose ids differ at all after mapping kept ids (grown: lines in which a new piece occurs)."""
+    tokens_before: int = 0
+    tokens_after: int = 0
+    tokens_covered: int = 0
+    """Old tokens on covered lines."""
+    counterexamples: list[dict[str, Any]] = field(default_factory=list)
+
+    def as_json(self) -> dict[str, Any]:
+        """Counts and shares."""
+        lines = max(1, self.lines)
+        return {"lines": self.lines, "covered": self.covered, "covered_share": round(self.covered / lines, 6),
+                "exact": self.exact,
+                "exact_share_of_covered": round(self.exact / max(1, self.covered), 6), "changed": self.changed,
+                "changed_share": round(self.changed / lines, 6), "tokens_before": self.tokens_before,
+                "tokens_after": self.tokens_after, "tokens_change": round(self.tokens_after / max(1, self.tokens_before) - 1, 6),
+                "covered_token_share": round(self.tokens_covered / max(1, self.tokens_before), 6),
+                "counterexamples": self.counterexamples}
+
+
+class Checker:
+    """Checks batches of texts encoded by the old and the new tokenizer."""
+
+    def __init__(self, plan: VocabPlan, *, unknown: frozenset[int] = frozenset()) -> None:
+        self.plan = plan
+        self.new_id = plan.new_id_of()
+        expansions = plan.old_ids_of()
+        self._lengths = np.array([len(old) for old in expansions], dtype=np.int64)
+        self._starts = np.concatenate([[0], np.cumsum(self._lengths)[:-1]])
+        self._flat = np.array([index for old in expansions for index in old], dtype=np.int64)
+        self._unknown = np.array(sorted(unknown), dtype=np.int64)
+
+    def expand(self, ids: np.ndarray) -> np.ndarray:
+        """New ids written as old ones."""
+        lengths = self._lengths[ids]
+        ends = np.cumsum(lengths)
+        within = np.arange(int(ends[-1]) if len(ends) else 0) - np.repeat(ends - lengths, lengths)
+        return self._flat[np.repeat(self._starts[ids], lengths) + within]
+
+    def check(self, texts: Sequence[str], old: tuple[np.ndarray, np.ndarray], new: tuple[np.ndarray, np.ndarray],
+              verdict: Verdict) -> None:
+        """Add the texts to `verdict`; old and new are (ids, lengths) as the encoders give them."""
+        old_rows = np.split(old[0], np.cumsum(old[1])[:-1])
+        new_rows = np.split(new[0], np.cumsum(new[1])[:-1])
+        for text, before, after in zip(texts, old_rows, new_rows, strict=True):
+            verdict.lines += 1
+            verdict.tokens_before += len(before)
+            verdict.tokens_after += len(after)
+            if self.plan.operation == "grow":
+                covered, expected, got = True, self._one_unknown(before), self._one_unknown(self.expand(after))
+                changed = not np.array_equal(before, after)
+            else:
+                expected, got = self.new_id[before], after
+                covered = bool((expected >= 0).all())
+                changed = not np.array_equal(expected, after)
+            verdict.changed += changed
+            if not covered:
+                continue
+            verdict.covered += 1
+            verdict.tokens_covered += len(before)
+            if np.array_equal(expected, got):
+                verdict.exact += 1
+            elif len(verdict.counterexamples) < MAX_EXAMPLES:
+                verdict.counterexamples.append({"text": text[:400], "expected": expected[:60].tolist(),
+                                                "found": got[:60].tolist()})
+
+    def _one_unknown(self, ids: np.ndarray) -> np.ndarray:
+        """Runs of the unknown piece as one: SentencePiece writes neighbouring unknown characters as a single unknown."""
+        if not len(self._unknown) or len(ids) < 2:
+            return ids
+        repeated = np.isin(ids[1:], self._unknown) & (ids[1:] == ids[:-1])
+        return ids[np.concatenate([[True], ~repeated])]
