@@ -8,6 +8,7 @@ constant `FAMILY`. `penjing stage verify-family` proves a new table on tiny rand
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -196,6 +197,19 @@ class Family:
             if row.kind != "embedding":
                 self._add(found, row, config, sizes, "", None, None)
         return found
+
+    def count_parameters(self, config: Mapping[str, Any]) -> int:
+        """Number of weights, without making the table of every layer."""
+        sizes = _Sizes(self.sizes(config))
+
+        def items(row: Row) -> int:
+            return math.prod(axes.size(label.strip(), sizes) for label in row.axes.split(","))
+
+        total = sum(items(row) for row in self.rows if row.when is None or row.when(config))
+        for stack in self.stacks:
+            live = [row for row in stack.rows if row.when is None or row.when(config)]
+            total += sum(items(row) * (1 if row.only_first else sizes[stack.size]) for row in live)
+        return total
 
     def vocab_tensors(self, config: Mapping[str, Any]) -> list[VocabTensor]:
         """The weights with a dimension of tokens, in table order; a tied head is not named twice."""

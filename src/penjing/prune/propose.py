@@ -8,7 +8,8 @@ shrink by one factor s, so that parameters outside the embeddings shrink by s cu
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
@@ -24,6 +25,9 @@ TOKENS_PER_DROPPED_PARAMETER = 10.0
 """Recovery tokens for each parameter a stage drops. OpenBA-V2's stages used 4.4, 7.4, 16 and, for width, 10.4 (65
 billion).
 """
+
+
+_SHAPE_WEIGHT = 0.05
 
 
 @dataclass(frozen=True)
@@ -58,16 +62,17 @@ def sizes_for(config: Mapping[str, Any], keep: float, *, axes: Axes = "both", **
         middle = (low + high) / 2
         share = _parameters(config, _scaled(config, middle, axes, limits)) / total
         low, high = (middle, high) if share < keep else (low, middle)
-    tried = [_scaled(config, factor, axes, limits) for factor in (low, high, (low + high) / 2)]
-    if axes != "depth":
-        tried += [_fill_ffn(config, sizes, keep * total, limits) for sizes in tried]
-    legal = [sizes for sizes in tried if not rules.problems(config, sizes, **limits)]
-    if not legal:
+    best: tuple[float, dict[str, int]] | None = None
+    for sizes in _near(config, low, axes, limits, keep * total):
+        if not rules.problems(config, sizes, **limits):
+            miss = abs(_parameters(config, sizes) / total - keep) / keep
+            if best is None or miss + _SHAPE_WEIGHT * _unevenness(config, sizes) < best[0]:
+                best = miss + _SHAPE_WEIGHT * _unevenness(config, sizes), sizes
+    if best is None:
         raise ConfigError(
             fault(f"no legal sizes found for keep: {keep}", fix="give hidden, ffn, heads and layers yourself")
         )
-    chosen = min(legal, key=lambda sizes: abs(_parameters(config, sizes) - keep * total))
-    share = _parameters(config, chosen) / total
+    share = _parameters(config, best[1]) / total
     if abs(share - keep) > 0.1 * keep:
         raise ConfigError(
             fault(
@@ -75,7 +80,7 @@ def sizes_for(config: Mapping[str, Any], keep: float, *, axes: Axes = "both", **
                 fix="embeddings do not shrink with layers: allow width too, or prune the vocabulary",
             )
         )
-    return chosen
+    return best[1]
 
 
 def propose(
@@ -161,6 +166,33 @@ def _add(
     return new
 
 
+def _near(
+    config: Mapping[str, Any], factor: float, axes: Axes, limits: Mapping[str, Any], parameters: float
+) -> Iterator[dict[str, int]]:
+    """Sizes around one factor: rounded from somewhat smaller and larger ones, a layer more or less, FFN made to fit."""
+    family = of(config)
+    old = family.sizes(config)
+    seen: set[tuple[tuple[str, int], ...]] = set()
+    for step in range(-12, 13):
+        base = _scaled(config, min(1.0, factor * (1 + step / 40)), axes, limits)
+        stacks = [stack.size for stack in family.stacks if stack.size in base]
+        for changed, by in [("", 0), *[(name, by) for name in stacks for by in (-1, 1)]]:
+            sizes = {**base, **({changed: min(old[changed], max(1, base[changed] + by))} if changed else {})}
+            key = tuple(sorted(sizes.items()))
+            if key not in seen:
+                seen.add(key)
+                yield sizes
+                if axes != "depth":
+                    yield _fill_ffn(config, sizes, parameters, limits)
+
+
+def _unevenness(config: Mapping[str, Any], sizes: Mapping[str, int]) -> float:
+    """How far apart the factors of the single sizes are."""
+    old = of(config).sizes(config)
+    factors = [value / old[name] for name, value in sizes.items() if name != "kv_heads"]
+    return max(factors) - min(factors) if factors else 0.0
+
+
 def _scaled(config: Mapping[str, Any], factor: float, axes: Axes, limits: Mapping[str, Any]) -> dict[str, int]:
     """Every size that may shrink, times `factor`, rounded to what hardware and architecture like."""
     family = of(config)
@@ -174,12 +206,8 @@ def _scaled(config: Mapping[str, Any], factor: float, axes: Axes, limits: Mappin
     if "ffn" in family.keys:
         sizes["ffn"] = _rounded(old["ffn"] * factor, _multiple("ffn", old["ffn"], limits), old["ffn"])
     if "heads" not in family.fixed:
-        unit = max(
-            1,
-            old["heads"] // old.get("kv_heads", old["heads"]),
-            family.divisors.get("heads", 1),
-            int(limits.get("tensor_parallel", 1)),
-        )
+        groups = old["heads"] // old.get("kv_heads", old["heads"])
+        unit = math.lcm(groups * int(limits.get("tensor_parallel", 1)), family.divisors.get("heads", 1))
         sizes["heads"] = _rounded(old["heads"] * factor, unit, old["heads"])
         sizes = rules.complete(config, sizes)
     if "hidden" not in family.fixed and not family.hidden_is_heads:
