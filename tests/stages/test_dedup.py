@@ -178,3 +178,34 @@ def test_an_address_of_many_texts_is_no_page(tmp_path: Path) -> None:
     assert figures["near"]["addresses_of_many_texts"] == {"addresses": 1, "documents": 30}
     out, _ = run(tmp_path, records, "page", url_max_texts=30)
     assert len(kept(out)) == 1
+
+
+def test_repeated_paragraphs_are_cut_but_for_the_first(tmp_path: Path) -> None:
+    notice = "All rights to the texts on this site stay with the people who wrote them, and copies need leave."
+    records = [
+        {"id": f"p{i}", "lang": "en", "text": f"{article(20 + i)}\n{notice}\nYes.", "source": "web"} for i in range(4)
+    ]
+    out, figures = run(tmp_path, records, "lines", paragraphs="line")
+    texts = {row["id"]: row["text"] for shard in open_corpus(out).shards for row in pq.read_table(shard).to_pylist()}
+    holders = [name for name, text in texts.items() if notice in text]
+    assert len(holders) == 1
+    assert all(text.endswith("\nYes.") for text in texts.values())
+    edited = figures["funnel"]["edited"]["paragraph"]
+    assert edited == {"documents": 3, "bytes": 3 * (len(notice) + 1)}
+    assert figures["funnel"]["in"]["en"]["bytes"] == figures["funnel"]["out"]["en"]["bytes"] + edited["bytes"]
+    again, _ = run(tmp_path, [records[i] for i in (2, 0, 3, 1)], "shuffled", shards=3, workers=2, paragraphs="line")
+    assert {row["id"]: row["text"] for s in open_corpus(again).shards for row in pq.read_table(s).to_pylist()} == texts
+
+
+def test_a_filter_of_addresses_goes_on_with_a_later_crawl(tmp_path: Path) -> None:
+    settings = {"url_filter": "bloom", "url_capacity": 1000, "keep_index": True}
+    first, figures = run(tmp_path, rows(), "first", **settings)
+    assert dropped(first)["page-again"] == ("url", "page")
+    assert figures["near"]["address_filter"]["expected_wrongful_drops"] < 1e-4
+    later = [
+        {"id": "l1", "text": article(50), "source": "web", "lang": "en", "url": "https://site.org/page/#top"},
+        {"id": "l2", "text": article(51), "source": "web", "lang": "en", "url": "https://site.org/other"},
+    ]
+    out, figures = run(tmp_path, later, "later", shards=1, old=first, **settings)
+    assert kept(out) == {"l2"}
+    assert figures["near"]["address_filter"]["keys"] == 2

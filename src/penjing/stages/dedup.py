@@ -15,8 +15,10 @@ from pydantic import Field
 
 from penjing.config import Config as BaseConfig
 from penjing.contract import CORPUS, Estimate, Inputs, Job
-from penjing.data.dedup.decide import RULES, Decisions, Rules, decide
+from penjing.data.dedup.bloom import Bloom, bloom, load_bloom
+from penjing.data.dedup.decide import RULES, Decisions, Rules, decide, ranks
 from penjing.data.dedup.index import read_index, read_tables, sign_shard, write_index
+from penjing.data.dedup.paragraph import repeated_paragraphs, sign_paragraphs
 from penjing.data.dedup.sieve import VERDICT_SCHEMA, merge_funnels, sift
 from penjing.data.dedup.signature import Signatures, SignatureShape, concatenate
 from penjing.data.document import Corpus, finish_corpus, open_corpus
@@ -24,6 +26,7 @@ from penjing.data.engine import map_shards
 from penjing.errors import InputError, fault
 
 VERSION = 1
+FILTER = "addresses.safetensors"
 INPUTS = {"corpus": CORPUS, "old": CORPUS + "?"}
 OUTPUT = CORPUS
 
@@ -33,6 +36,13 @@ class Config(BaseConfig):
 
     url: bool = True
     """Drop documents whose canonical web address was seen; the longest text per address and language stays."""
+    url_filter: Literal["exact", "bloom"] = "exact"
+    """How addresses are remembered: every key (16 bytes), or a Bloom filter (about 2.4 bytes at 1e-4), which claims a few new
+    addresses wrongly; the expected number is in the figures."""
+    url_false_positives: float = Field(1e-4, gt=0, lt=0.5)
+    """Chance of a wrong claim once the filter is full."""
+    url_capacity: int = Field(0, ge=0)
+    """Addresses the filter is made for, later crawls included; 0 = those of this corpus."""
     url_max_texts: int = Field(20, ge=1)
     """An address with more different texts than this names a container, not a page, and drops nothing."""
     exact: bool = True
@@ -54,6 +64,10 @@ class Config(BaseConfig):
     """Documents with fewer letters and digits are never exact copies of each other."""
     near_min_tokens: int = Field(32, ge=5)
     """Documents with fewer tokens (Han characters or words) are never near copies of each other."""
+    paragraphs: Literal["off", "line", "block"] = "off"
+    """Cut paragraphs (lines, or blocks between blank lines) that stand in a better document or earlier in the same one."""
+    paragraph_min_letters: int = Field(40, ge=1)
+    """Paragraphs with fewer letters and digits are never cut."""
     source_priority: tuple[str, ...] = ()
     """Sources whose documents are kept before those of later or unnamed ones; then the longest, then the smallest
     id."""
@@ -81,11 +95,13 @@ def run(config: Config, inputs: Inputs, out: Path, job: Job) -> dict[str, Any]:
         signatures = concatenate([old_signatures, signatures] if signatures is not None else [old_signatures])
     if signatures is None:
         raise InputError(fault("the corpus has no shards", where=corpus.path))
-    decisions = decide(documents, signatures, rules_of(config), old=old_count)
+    seen = _address_filter(config, inputs, len(documents))
+    decisions = decide(documents, signatures, rules_of(config, seen), old=old_count)
     verdicts = write_verdicts(state / "verdicts", corpus, documents, decisions, config, old=old_count)
+    cuts = _paragraphs(config, corpus, documents, signatures, decisions, state, job, old=old_count)
     sift_units = [
-        {"name": shard.name, "shard": shard, "verdicts": path, "out": out}
-        for shard, path in zip(corpus.shards, verdicts, strict=True)
+        {"name": shard.name, "shard": shard, "verdicts": path, "out": out, **cut}
+        for shard, path, cut in zip(corpus.shards, verdicts, cuts, strict=True)
     ]
     funnel = merge_funnels(map_shards(sift, sift_units, job=job, label="sift", state=state))
     finish_corpus(
@@ -93,9 +109,15 @@ def run(config: Config, inputs: Inputs, out: Path, job: Job) -> dict[str, Any]:
         keep=[shard.stem for shard in corpus.shards],
         provenance={"stage": "dedup", "corpus": dict(corpus.manifest["provenance"])},
     )
-    figures = {"funnel": funnel, "near": decisions.figures, **_clusters(documents, decisions, old=old_count)}
+    figures: dict[str, Any] = {
+        "funnel": funnel,
+        "near": decisions.figures,
+        **_clusters(documents, decisions, old=old_count),
+    }
     if config.keep_index:
         figures["index"] = _write_index(out, documents, signatures, decisions, shape)
+        if seen is not None:
+            seen.save(out / "index" / FILTER)
     shutil.rmtree(state)
     return figures
 
@@ -107,10 +129,11 @@ def shape_of(config: Config) -> SignatureShape:
     )
 
 
-def rules_of(config: Config) -> Rules:
-    """The decision rules of a configuration."""
+def rules_of(config: Config, seen: Bloom | None = None) -> Rules:
+    """The decision rules of a configuration; `seen` is the filter of addresses, when there is one."""
     return Rules(
         url=config.url,
+        url_filter=seen,
         exact=config.exact,
         simhash=config.near in ("simhash", "both"),
         minhash=config.near in ("minhash", "both"),
@@ -140,7 +163,8 @@ def write_verdicts(
         rows = pq.read_metadata(shard).num_rows
         rules = [RULES[code] for code in decisions.rule[at : at + rows].tolist()]
         gone = np.array([rule is not None for rule in rules], bool)
-        kept = ids.take(pa.array(decisions.kept[at : at + rows], mask=~gone))
+        stays = decisions.kept[at : at + rows]
+        kept = ids.take(pa.array(stays, mask=~gone | (stays == np.arange(at, at + rows))))
         table = pa.table(
             [
                 pa.array(rules, pa.string()),
@@ -154,6 +178,57 @@ def write_verdicts(
         pq.write_table(table, paths[-1])
         at += rows
     return paths
+
+
+def _address_filter(config: Config, inputs: Inputs, documents: int) -> Bloom | None:
+    """The filter of the old corpus, or an empty one; None when addresses are kept whole."""
+    if not config.url or config.url_filter == "exact":
+        return None
+    if inputs.get("old") is not None and (Path(inputs["old"]) / "index" / FILTER).is_file():
+        return load_bloom(Path(inputs["old"]) / "index" / FILTER)
+    return bloom(config.url_capacity or documents, rate=config.url_false_positives)
+
+
+def _paragraphs(
+    config: Config,
+    corpus: Corpus,
+    documents: pa.Table,
+    signatures: Signatures,
+    decisions: Decisions,
+    state: Path,
+    job: Job,
+    *,
+    old: int,
+) -> list[dict[str, Any]]:
+    """Per shard what `sift` needs to cut repeated paragraphs; empty dicts when they stay."""
+    if config.paragraphs == "off":
+        return [{} for _ in corpus.shards]
+    signed = [state / "paragraphs" / shard.name for shard in corpus.shards]
+    units = [
+        {"name": shard.name, "shard": shard, "to": to, "by": config.paragraphs, "letters": config.paragraph_min_letters}
+        for shard, to in zip(corpus.shards, signed, strict=True)
+    ]
+    map_shards(sign_paragraphs, units, job=job, label="paragraphs", state=state)
+    tables = [pq.read_table(path) for path in signed]
+    rows = [pq.read_metadata(shard).num_rows for shard in corpus.shards]
+    starts = np.cumsum([old, *rows])[:-1]
+    document = np.concatenate([t.column("document").to_numpy() + s for t, s in zip(tables, starts, strict=True)])
+    place = np.concatenate([t.column("place").to_numpy() for t in tables])
+    key = np.concatenate([t.column("key").to_numpy() for t in tables])
+    rank = np.empty(len(documents), np.int64)
+    rank[ranks(documents, signatures, config.source_priority, old=old)] = np.arange(len(documents))
+    stays = decisions.rule[document] == 0
+    document, place, key = document[stays], place[stays], key[stays]
+    again = repeated_paragraphs(document, place, key, rank)
+    document, place = document[again], place[again]
+    found = []
+    for shard, start, number in zip(corpus.shards, starts.tolist(), rows, strict=True):
+        inside = (document >= start) & (document < start + number)
+        path = state / "cuts" / shard.name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        pq.write_table(pa.table({"document": document[inside] - start, "place": place[inside]}), path)
+        found.append({"cuts": path, "by": config.paragraphs})
+    return found
 
 
 def _clusters(documents: pa.Table, decisions: Decisions, *, old: int) -> dict[str, Any]:

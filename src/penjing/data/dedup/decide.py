@@ -14,6 +14,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from penjing.data.dedup.bands import band_pairs
+from penjing.data.dedup.bloom import Bloom
 from penjing.data.dedup.cluster import stars
 from penjing.data.dedup.near import near_pairs, plan_tables
 from penjing.data.dedup.signature import Signatures
@@ -28,6 +29,7 @@ class Rules:
     """The switches of a decision."""
 
     url: bool = True
+    url_filter: Bloom | None = None
     exact: bool = True
     simhash: bool = True
     minhash: bool = False
@@ -66,7 +68,10 @@ def decide(table: pa.Table, signatures: Signatures, rules: Rules, *, old: int = 
         keys, present = _url_keys(table, order)
         pages, containers = _pages(np.flatnonzero(present), keys, signatures.keys, rules.url_max_texts)
         figures["addresses_of_many_texts"] = containers
-        _drop_repeats(pages, keys, rule, kept, value, URL, old)
+        if rules.url_filter is None:
+            _drop_repeats(pages, keys, rule, kept, value, URL, old)
+        else:
+            figures["address_filter"] = _drop_claimed(pages, keys, rule, kept, value, rules.url_filter, old)
     if rules.exact:
         free = np.flatnonzero((rule == KEEP) & (signatures.letters >= rules.exact_min_letters))
         _drop_repeats(free, signatures.keys, rule, kept, value, EXACT, old)
@@ -111,6 +116,19 @@ def _url_keys(table: pa.Table, order: np.ndarray) -> tuple[np.ndarray, np.ndarra
     raw = pc.fill_null(column, b"\0" * 16)
     keys = np.frombuffer(b"".join(raw.to_pylist()), ">u8").astype(np.uint64).reshape(-1, 2)
     return keys, present
+
+
+def _drop_claimed(
+    rows: np.ndarray, keys: np.ndarray, rule: np.ndarray, kept: np.ndarray, value: np.ndarray, seen: Bloom, old: int
+) -> dict[str, float]:
+    """Drop by a Bloom filter, which also knows addresses whose documents are long gone. `kept` stays the document itself when
+    the one with that address is not at hand."""
+    claimed = seen.add(keys[rows])
+    gone = rows[claimed & (rows >= old)]
+    _drop_repeats(rows, keys, rule, kept, value, URL, old)
+    rule[gone] = URL
+    value[gone] = 1.0
+    return {"keys": seen.keys, "bytes": seen.words.nbytes, "rate": seen.rate, "expected_wrongful_drops": seen.wrongful}
 
 
 def _pages(rows: np.ndarray, addresses: np.ndarray, texts: np.ndarray, most: int) -> tuple[np.ndarray, dict[str, int]]:

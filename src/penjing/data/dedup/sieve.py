@@ -12,10 +12,12 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from penjing.data.dedup.paragraph import SEPARATORS, without
 from penjing.data.document import DROPPED_SCHEMA, ShardWriter, shard_batches, tally
 
 VERDICT_SCHEMA = pa.schema(
@@ -28,20 +30,23 @@ _SAMPLE_CHARACTERS = 400
 
 
 def sift(unit: dict[str, Any]) -> dict[str, Any]:
-    """Part one shard: unit has `shard`, `verdicts`, `out`, and `aside` (false writes no dropped documents). Gives its
+    """Part one shard: unit has `shard`, `verdicts`, `out`, and `aside` (false writes no dropped documents), and perhaps
+    `cuts` and `by` (paragraphs to cut from kept documents). Gives its
     funnel."""
     shard, out = Path(unit["shard"]), Path(unit["out"])
     verdicts = pq.read_table(unit["verdicts"])
     funnel = empty_funnel()
     at = 0
     aside = unit.get("aside", True)
+    cuts = _cuts(unit)
     with ShardWriter(out / shard.name) as keep, ShardWriter(out / "dropped" / shard.name, ASIDE_SCHEMA) as drop:
         for batch in shard_batches(shard):
             table = pa.Table.from_batches([batch])
             said = verdicts.slice(at, table.num_rows)
             at += table.num_rows
             stays = pc.is_null(said.column("rule"))
-            keep.write(table.filter(stays))
+            kept = table.filter(stays)
+            keep.write(_edit(kept, stays, at - table.num_rows, cuts, unit, funnel) if cuts else kept)
             gone = table.filter(pc.invert(stays))
             why = said.filter(pc.invert(stays))
             if aside:
@@ -49,9 +54,42 @@ def sift(unit: dict[str, Any]) -> dict[str, Any]:
                     gone = gone.append_column(name, why.column(name))
                 drop.write(gone)
             count_batch(funnel, table, said)
+    for name, item in keep.counts.languages.items():  # what was cut inside a document leaves "out", not "in"
+        funnel["out"][name] = dict(item)
     if not unit.get("aside", True) or not drop.counts.documents:
         drop.path.unlink()
     return funnel
+
+
+def _cuts(unit: dict[str, Any]) -> dict[int, set[int]]:
+    """{row: places of the paragraphs to cut} of a shard; `unit["cuts"]` is a Parquet file with document and place."""
+    if not unit.get("cuts"):
+        return {}
+    table = pq.read_table(unit["cuts"])
+    found: dict[int, set[int]] = {}
+    for document, place in zip(table.column("document").to_pylist(), table.column("place").to_pylist(), strict=True):
+        found.setdefault(document, set()).add(place)
+    return found
+
+
+def _edit(
+    kept: pa.Table,
+    stays: pa.ChunkedArray,
+    base: int,
+    cuts: dict[int, set[int]],
+    unit: dict[str, Any],
+    funnel: dict[str, Any],
+) -> pa.Table:
+    rows = (np.flatnonzero(stays.to_numpy(zero_copy_only=False)) + base).tolist()
+    touched = {at: cuts[row] for at, row in enumerate(rows) if row in cuts}
+    if not touched:
+        return kept
+    texts = kept.column("text").to_pylist()
+    for at, places in touched.items():
+        before = len(texts[at].encode())
+        texts[at] = without(texts[at], places, separator=SEPARATORS[unit["by"]])
+        tally(funnel["edited"], "paragraph", 1, before - len(texts[at].encode()))
+    return kept.set_column(kept.schema.get_field_index("text"), "text", pa.array(texts, pa.large_string()))
 
 
 def count_batch(funnel: dict[str, Any], table: pa.Table, verdicts: pa.Table) -> None:
