@@ -84,6 +84,15 @@ def test_empty_corpus_is_one_sentence(recipe_text: str, documents: Path, tmp_pat
     assert "\n" not in str(caught.value) and str(documents) in str(caught.value)
 
 
+def test_repaired_input_of_a_failed_stage_needs_no_restart(recipe_text: str, documents: Path, tmp_path: Path) -> None:
+    text = documents.read_text()
+    documents.write_text("")
+    with pytest.raises(InputError):
+        runner.run(check(recipe_text), tmp_path / "run")
+    documents.write_text(text)
+    assert runner.run(check(recipe_text), tmp_path / "run").ran == ("raw", "split", "unique")
+
+
 def test_kill_at_any_moment_then_run_again_gives_the_same_bytes(recipe_text: str, tmp_path: Path) -> None:
     recipe = tmp_path / "r.yaml"
     recipe.write_text(recipe_text)

@@ -176,6 +176,9 @@ def _finished(place: RunDir, step: Step, identity: Identity) -> Path | None:
     if done is None or record is None:
         partial = place.partial(step.name)
         if partial and (change := _partial_change(partial, identity)):
+            if _holds_nothing(partial):  # it failed before it made anything: new settings lose nothing
+                place.discard(step.name)
+                return None
             raise ConfigError(fault(f"stage '{step.name}' was begun with other settings", where=partial, found=change,
                                     fix=f"use the earlier settings, or --restart-from {step.name}"))
         return None
@@ -187,6 +190,11 @@ def _finished(place: RunDir, step: Step, identity: Identity) -> Path | None:
     if damage:
         raise InputError(fault(f"stage '{step.name}' is damaged: {damage}", where=done, fix=f"--restart-from {step.name}"))
     return done
+
+
+def _holds_nothing(partial: Path) -> bool:
+    files = [file.relative_to(partial).as_posix() for file in partial.rglob("*") if file.is_file()]
+    return set(files) <= {"stage.json", "metrics.jsonl"}
 
 
 def _partial_change(partial: Path, identity: Identity) -> str:
