@@ -131,6 +131,8 @@ def _from_json(file: Path, folder: Path, *, special_tokens: bool, threads: int, 
         raise InputError(fault("not readable as a tokenizer", where=file, found=str(error)[:200])) from error
     library.no_truncation()
     library.no_padding()
+    for item in spec.get("added_tokens") or []:
+        item["id"] = library.token_to_id(item["content"])  # the library renumbers ids that leave a gap
     added = {item["content"]: int(item["id"]) for item in spec.get("added_tokens") or []}
     size = 1 + max([*library.get_vocab(with_added_tokens=True).values(), 0])
 
