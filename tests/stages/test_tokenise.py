@@ -111,6 +111,16 @@ def test_interrupted_run_goes_on_to_the_same_bytes(tmp_path, corpus, tokenizer, 
     assert hash_tree(tmp_path / "whole", ignore=VOLATILE) == hash_tree(tmp_path / "cut", ignore=VOLATILE)
 
 
+def test_sentence_ends_are_kept_for_a_tokenizer_with_sentence_masks(tmp_path, corpus, tokenizer):
+    path = tokenizer / "tokenizer.json"
+    path.write_text(path.read_text().replace("<extra_id_0>", "[sMASK]"))
+    run(tmp_path / "out", corpus, tokenizer)
+    ends = open_tokens(tmp_path / "out").manifest["sentence_ends"]
+    library = tokenizers.Tokenizer.from_file(str(path))
+    assert {library.token_to_id("."), library.token_to_id(";"), library.token_to_id("\u010a")} <= set(ends)
+    assert library.token_to_id("a") not in ends and library.token_to_id("[sMASK]") not in ends
+
+
 def test_a_tokenizer_without_eos_is_a_clear_error(tmp_path, corpus, tokenizer):
     (tokenizer / "tokenizer_config.json").unlink()
     path = tokenizer / "tokenizer.json"

@@ -82,11 +82,17 @@ def open_tokens(path: Path) -> Tokens:
 
 
 def write_manifest(out: Path, *, vocab_size: int, eos_id: int, special: Mapping[str, int],
-                   sources: Mapping[str, Mapping[str, Any]], tokenizer: str = "") -> Tokens:
-    """Write tokens.json over shards that are already in `out`, and give the opened artefact back."""
+                   sources: Mapping[str, Mapping[str, Any]], tokenizer: str = "",
+                   sentence_ends: Sequence[int] | None = None) -> Tokens:
+    """Write tokens.json over shards that are already in `out`, and give the opened artefact back.
+
+    sentence_ends: ids that close a sentence, for GLM's [sMASK].
+    """
     manifest = {"version": VERSION, "vocab_size": int(vocab_size), "eos_id": int(eos_id),
                 "dtype": dtype_for(vocab_size).name, "tokenizer": tokenizer, "special": dict(sorted(special.items())),
                 "sources": {name: dict(sources[name]) for name in sorted(sources)}}
+    if sentence_ends is not None:
+        manifest["sentence_ends"] = list(sentence_ends)
     write_json(out / MANIFEST, manifest)
     return open_tokens(out)
 

@@ -37,6 +37,9 @@ OUTPUT = contract.TOKENS
 BYTES_PER_TOKEN = 3.6
 """Of mixed Chinese and English text with a bilingual vocabulary; only for prices."""
 
+SENTENCE_ENDS = ".?!;:。？！；：…\n"
+"""What closes a sentence, as GLM has it; kept with the tokens when the tokenizer has [sMASK]."""
+
 _STATE = "state"
 _ROWS = 512
 
@@ -77,7 +80,8 @@ def run(config: Config, inputs: Inputs, out: Path, job: Job) -> dict[str, Any]:
         raise InputError(fault("the corpus has no text to tokenise", where=corpus.path))
     tokenizer = hash_file(encoder.path)
     write_manifest(out, vocab_size=encoder.vocab_size, eos_id=eos_id, special=encoder.special, sources=sources,
-                   tokenizer=tokenizer)
+                   tokenizer=tokenizer,
+                   sentence_ends=encoder.ids_that_end(SENTENCE_ENDS) if "[sMASK]" in encoder.special else None)
     # Results first: if this is cut short, parts are made again rather than missed.
     shutil.rmtree(out / _STATE / "done", ignore_errors=True)
     shutil.rmtree(out / _STATE, ignore_errors=True)

@@ -90,6 +90,10 @@ class Encoder:
         """The text of some ids; special tokens are shown by their names."""
         return self._decode([int(i) for i in ids])
 
+    def ids_that_end(self, characters: str) -> list[int]:
+        """Every id whose text ends in one of `characters` (a sentence's end, a line's end)."""
+        return [i for i in range(self.vocab_size) if (text := self._decode([i]).rstrip(" ")) and text[-1] in characters]
+
 
 def load_encoder(path: Path, *, special_tokens: bool = True, threads: int = 1, engine: str | None = None) -> Encoder:
     """The encoder of a tokenizer directory (or of one tokenizer.json / .model file, which may be gzipped).
