@@ -21,6 +21,10 @@ from penjing.recipe.schema import Recipe, Step, stage_names
 from penjing.rundir import VOLATILE, Identity, RunDir
 
 
+CHEAP_SECONDS = 600.0
+"""A failed attempt of less work than this is discarded without asking when its settings or inputs have changed since."""
+
+
 @dataclass(frozen=True)
 class Outcome:
     """What a run ended with."""
@@ -176,7 +180,8 @@ def _finished(place: RunDir, step: Step, identity: Identity) -> Path | None:
     if done is None or record is None:
         partial = place.partial(step.name)
         if partial and (change := _partial_change(partial, identity)):
-            if _holds_nothing(partial):  # it failed before it made anything: new settings lose nothing
+            if _failed_early(place, step.name):
+                console.say(f"{step.name}: what the failed attempt left is discarded, its settings or inputs have changed")
                 place.discard(step.name)
                 return None
             raise ConfigError(fault(f"stage '{step.name}' was begun with other settings", where=partial, found=change,
@@ -192,9 +197,13 @@ def _finished(place: RunDir, step: Step, identity: Identity) -> Path | None:
     return done
 
 
-def _holds_nothing(partial: Path) -> bool:
-    files = [file.relative_to(partial).as_posix() for file in partial.rglob("*") if file.is_file()]
-    return set(files) <= {"stage.json", "metrics.jsonl"}
+def _failed_early(place: RunDir, stage: str) -> bool:
+    """Whether the stage failed by itself after less than CHEAP_SECONDS of work, so that nothing dear is lost with it."""
+    events = [event for event in place.events() if event["stage"] == stage]
+    if not events or events[-1]["event"] != "fail":
+        return False
+    begun = [event["time_s"] for event in events if event["event"] in ("start", "resume")]
+    return bool(begun) and events[-1]["time_s"] - begun[0] < CHEAP_SECONDS
 
 
 def _partial_change(partial: Path, identity: Identity) -> str:
