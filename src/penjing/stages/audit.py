@@ -24,6 +24,8 @@ from penjing.data.audit.acceptance import (
 )
 from penjing.data.audit.drift import length_bins, shift, stability_index, state
 from penjing.data.audit.indicators import DEFECTS, LEVEL_2, DefectClass, defects, lexicon, measures
+from penjing.data.audit.sheet import conclude, read_marks, read_sheet
+from penjing.data.audit.sheet import judge as judge_marks
 from penjing.data.document import Corpus, open_corpus, shard_batches
 from penjing.data.engine import map_shards
 from penjing.errors import GateError, InputError, fault
@@ -31,7 +33,7 @@ from penjing.files import write_json
 from penjing.stages.hold_out import position
 
 VERSION = 1
-INPUTS = {"corpus": CORPUS, "reference": CORPUS + "?"}
+INPUTS = {"corpus": CORPUS, "reference": CORPUS + "?", "marks": FILES + "?"}
 OUTPUT = FILES
 MEAN_SHIFT = 0.10
 """Relative shift of a level-2 mean against the reference from which it is reported as failed."""
@@ -99,13 +101,37 @@ def run(config: Config, inputs: Inputs, out: Path, job: Job) -> dict[str, Any]:
         report["drift"] = compare(found, theirs)
     drifted = [name for name, item in report.get("drift", {}).items() if item["state"] == "fail"]
     decision["drift_failed"] = drifted
-    decision["accepted"] = decision["defects_accepted"] and not (config.drift_gate and drifted)
+    if inputs.get("marks") is not None:
+        report["readers"] = read_by_people(Path(inputs["marks"]), found, config)
+    by_people = report.get("readers", {"accepted": True})["accepted"]
+    decision["accepted"] = decision["defects_accepted"] and by_people and not (config.drift_gate and drifted)
     pq.write_table(found, out / "sample.parquet", compression="zstd")
     write_json(out / "report.json", report)
     shutil.rmtree(out / "state")
     if config.gate and not decision["accepted"]:
-        raise GateError(_refusal(decision, corpus, config))
+        raise GateError(_refusal(report, corpus, config))
     return report
+
+
+def read_by_people(folder: Path, found: pa.Table, config: Config) -> dict[str, Any]:
+    """The decision on what readers marked; InputError when they read another sample or nobody has read anything twice."""
+    items = read_sheet(folder)
+    strangers = {item["id"] for item in items if not item["planted"]} - set(found.column("id").to_pylist())
+    if strangers:
+        raise InputError(
+            fault(
+                "the marks belong to another sample",
+                where=folder,
+                found=sorted(strangers)[0],
+                fix="use the corpus, seed and round the sheet was made with",
+            )
+        )
+    verdict = conclude(items, read_marks(folder))
+    if not verdict.read:
+        raise InputError(
+            fault("no document was marked by two readers", where=folder, found=", ".join(verdict.readers) or "nobody")
+        )
+    return judge_marks(verdict, claim=config.claim, alpha=config.alpha)
 
 
 def examine(corpus: Corpus, folder: Path, job: Job, *, config: Config, words: list[str], label: str) -> pa.Table:
@@ -263,7 +289,16 @@ def _lines(path: Path) -> list[str]:
         raise InputError(fault("no readable word list", where=path, found=error)) from error
 
 
-def _refusal(decision: dict[str, Any], corpus: Corpus, config: Config) -> str:
+def _refusal(report: dict[str, Any], corpus: Corpus, config: Config) -> str:
+    decision, people = report["decision"], report.get("readers", {"accepted": True})
+    if decision["defects_accepted"] and not people["accepted"]:
+        return fault(
+            f"readers have not shown fewer than {config.claim:g} defects at {config.confidence:g}",
+            where=corpus.path,
+            found=f"{people['defects']} defects in {people['n']} documents and {people['planted_found']} of "
+            f"{people['planted']} planted items noticed, so at most {people['ci_high_with_reader_error']:.5f} is shown",
+            fix="read more documents, plant more items, or clean again and audit the next round",
+        )
     if decision["defects_accepted"]:
         return fault(
             "the corpus has drifted from the reference",
