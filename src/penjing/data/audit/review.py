@@ -34,7 +34,7 @@ def serve(folder: Path, *, port: int = 0) -> ThreadingHTTPServer:
     lock = Lock()
 
     class Handler(BaseHTTPRequestHandler):
-        def do_GET(self) -> None:  # noqa: N802 - the library's name
+        def do_GET(self) -> None:
             parts = urlsplit(self.path)
             if parts.path == "/":
                 self._send(HTTPStatus.OK, _PAGE.read_bytes(), "text/html; charset=utf-8")
@@ -46,7 +46,7 @@ def serve(folder: Path, *, port: int = 0) -> ThreadingHTTPServer:
             else:
                 self._json(HTTPStatus.NOT_FOUND, {"fault": "no such page"})
 
-        def do_POST(self) -> None:  # noqa: N802 - the library's name
+        def do_POST(self) -> None:
             if not self.headers.get("Content-Type", "").startswith("application/json"):
                 self._json(HTTPStatus.BAD_REQUEST, {"fault": "a mark is sent as JSON"})
                 return
