@@ -41,6 +41,7 @@ STORAGE: dict[str, np.dtype[Any]] = {
 }
 """Safetensors dtype -> the NumPy type its bits are moved in."""
 _MAX_HEADER_BYTES = 100 << 20
+_WINDOW_BYTES = 64 << 20
 
 
 @dataclass(frozen=True)
@@ -153,13 +154,35 @@ def write_shard(
     """Write a safetensors file from its header and, for each tensor, (name, number of bytes, maker of its chunks)."""
     with disk_faults(path), atomic_write(path) as file:
         file.write(header)
+        pending = 0
         for name, num_bytes, chunks in parts:
             written = 0
             for chunk in chunks():
                 block = np.ascontiguousarray(chunk)
                 written += file.write(memoryview(block.data).cast("B") if block.size else b"")
+                pending += block.nbytes
+                if pending >= _WINDOW_BYTES:
+                    file.flush()
+                    _settle(file.fileno())
+                    pending = 0
             if written != num_bytes:
                 raise ValueError(f"{name}: {written} bytes made, {num_bytes} announced")
+
+
+def _settle(file: int) -> None:
+    """Put on the disk what was written and forget it.
+
+    A stream that fills the page cache pays for a fresh page each time (2 s of CPU per GB on the machine this was measured
+    on, 0.3 s when its own pages come back), and pushes out what other programs need.
+    """
+    os.fdatasync(file)
+    forget(file, 0, 0)
+
+
+def forget(file: int, offset: int, length: int) -> None:
+    """Tell the system that a part of a file will not be read again soon; nothing where it cannot be told."""
+    if hasattr(os, "posix_fadvise"):
+        os.posix_fadvise(file, offset, length, os.POSIX_FADV_DONTNEED)
 
 
 def load_pickled(path: Path) -> dict[str, Any]:

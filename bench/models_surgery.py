@@ -1,0 +1,218 @@
+"""Streamed cutting of a made-up checkpoint: bytes per CPU-second and peak memory, beside `cp` and load-slice-save.
+
+python bench/models_surgery.py [--gigabytes 4] [--json] [--keep DIR] [--no-peer]
+
+Layers, hidden, heads, FFN and vocabulary are cut in one pass. The peer loads the model with transformers, slices every
+weight with torch by the same plan and saves it with `save_pretrained`; the two results must be equal bit for bit. Each
+contender is a process of its own (CPU seconds and peak resident memory from getrusage); files are read once before, so
+that the disk is not measured.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import resource
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from penjing.files import size_of
+from penjing.models.checkpoint import Output, open_checkpoint, write_checkpoint
+from penjing.models.cost import count_parameters
+from penjing.models.family import of
+
+LAYER_13B = {
+    "model_type": "llama",
+    "architectures": ["LlamaForCausalLM"],
+    "vocab_size": 32000,
+    "hidden_size": 5120,
+    "num_attention_heads": 40,
+    "num_key_value_heads": 40,
+    "intermediate_size": 13824,
+    "head_dim": 128,
+    "max_position_embeddings": 4096,
+    "rms_norm_eps": 1e-5,
+    "tie_word_embeddings": False,
+    "dtype": "bfloat16",
+    "hidden_act": "silu",
+    "rope_parameters": {"rope_theta": 10000.0, "rope_type": "default"},
+}
+TARGET = {"hidden": 4096, "ffn": 11008, "heads": 32}
+
+
+def make_source(path: Path, gigabytes: float) -> dict[str, Any]:
+    """A LLaMA-13B with as many layers as fit into `gigabytes` of bfloat16, weights from one random block."""
+    config = {**LAYER_13B, "num_hidden_layers": 1}
+    one = count_parameters(config)
+    two = count_parameters({**config, "num_hidden_layers": 2})
+    config["num_hidden_layers"] = max(2, int((gigabytes * 1e9 / 2 - one) / (two - one)) + 1)
+    block = np.random.default_rng(0).standard_normal(8 << 20).astype(np.float32).view(np.uint32) >> 16
+    bits = block.astype(np.uint16)
+
+    def chunks(items: int) -> list[np.ndarray]:
+        return [bits[: min(bits.size, items - start)] for start in range(0, items, bits.size)]
+
+    outputs = [
+        Output(name, "BF16", tensor.shape, lambda shape=tensor.shape: chunks(int(np.prod(shape))))
+        for name, tensor in of(config).tensors(config).items()
+    ]
+    write_checkpoint(path, config=config, tensors=outputs)
+    return config
+
+
+def plan_of(source: Path) -> Any:
+    """Cut a quarter of the layers, a fifth of the width and a quarter of the tokens."""
+    from penjing.prune import depth, plan, width
+
+    with open_checkpoint(source) as checkpoint:
+        config = checkpoint.config
+        sizes = {**TARGET, "kv_heads": TARGET["heads"]}
+        scores = width.random(width.Context(checkpoint), width.shrinking_units(config, sizes))
+        keep = width.select(config, sizes, scores)
+        keep["vocab"] = np.sort(np.random.default_rng(1).permutation(config["vocab_size"])[: config["vocab_size"] * 3 // 4])
+        layers = config["num_hidden_layers"]
+        return plan.build(config, layers={"layers": depth.kept(layers, depth.spaced(layers, layers // 4))}, keep=keep)
+
+
+def ours(source: Path, out: Path) -> None:
+    from penjing.prune import cut
+
+    with open_checkpoint(source) as checkpoint:
+        cut.apply(plan_of(source), checkpoint, out)
+
+
+def peer(source: Path, out: Path) -> None:
+    """Whole model in memory: transformers, torch indexing, save_pretrained."""
+    import torch
+    import transformers
+
+    from penjing.models import axes
+    from penjing.prune.plan import source_names, unit_sizes
+
+    torch.set_num_threads(1)
+    plan = plan_of(source)
+    model = transformers.AutoModelForCausalLM.from_pretrained(source, dtype=torch.bfloat16)
+    state = model.state_dict()
+    sizes, table = unit_sizes(plan.source_config), of(plan.source_config).tensors(plan.source_config)
+    small = {}
+    for name, old in source_names(plan).items():
+        value = state[old]
+        for dim, label in enumerate(table[old].axes):
+            index = axes.gather(label, sizes, plan.keep)
+            if index is not None:
+                value = value.index_select(dim, torch.from_numpy(index))
+        small[name] = value
+    config = transformers.AutoConfig.for_model(
+        **{key: value for key, value in plan.target_config.items() if key != "architectures"}
+    )
+    with torch.device("meta"):
+        result = transformers.AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)
+    result.load_state_dict(small, assign=True)
+    result.save_pretrained(out)
+
+
+def measured(mode: str, source: Path, out: Path) -> dict[str, float]:
+    """CPU seconds, wall seconds and peak memory of one contender in a process of its own."""
+    command = (
+        ["cp", "-r", str(source), str(out)]
+        if mode == "cp"
+        else [sys.executable, __file__, "--as", mode, "--source", str(source), "--out", str(out)]
+    )
+    started = time.monotonic()
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    done = subprocess.run(command, env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True, check=False)
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    if done.returncode:
+        raise SystemExit(done.stderr[-2000:])
+    user, system = after.ru_utime - before.ru_utime, after.ru_stime - before.ru_stime
+    figures = {"cpu_s": user + system, "user_s": user, "wall_s": time.monotonic() - started}
+    return figures if mode == "cp" else {**figures, "peak_mb": float(done.stdout.split()[-1])}
+
+
+def same(one: Path, two: Path) -> bool:
+    with open_checkpoint(one) as first, open_checkpoint(two) as second:
+        return sorted(first.names) == sorted(second.names) and all(
+            np.array_equal(a, b)
+            for name in first.names
+            for a, b in zip(first.row_chunks(name), second.row_chunks(name), strict=True)
+        )
+
+
+def plan_from_headers() -> dict[str, float]:
+    """CPU seconds to price a cut of a 70B from its configuration, and to choose every place at random."""
+    from penjing.prune import plan, propose, width
+
+    config = {
+        **LAYER_13B,
+        "vocab_size": 128256,
+        "hidden_size": 8192,
+        "num_hidden_layers": 80,
+        "num_attention_heads": 64,
+        "num_key_value_heads": 8,
+        "intermediate_size": 28672,
+    }
+    started = time.process_time()
+    sizes = propose.sizes_for(config, 0.5)
+    priced = time.process_time()
+    family = of(config)
+    units = width.shrinking_units(config, {name: value for name, value in sizes.items() if name != "layers"})
+    rng = np.random.default_rng(0)
+    keep = width.select(config, sizes, {unit: rng.permutation(size) for unit, size in units.items()})
+    made = plan.build(config, keep=keep, layers={"layers": range(sizes.get("layers", family.sizes(config)["layers"]))})
+    made.to_json()
+    return {"sizes_and_price_s": priced - started, "with_every_index_s": time.process_time() - started}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--gigabytes", type=float, default=4.0)
+    parser.add_argument("--json", action="store_true")
+    parser.add_argument("--no-peer", action="store_true")
+    parser.add_argument("--as", dest="mode")
+    parser.add_argument("--source", type=Path)
+    parser.add_argument("--out", type=Path)
+    options = parser.parse_args()
+    if options.mode:
+        {"ours": ours, "peer": peer}[options.mode](options.source, options.out)
+        status = Path("/proc/self/status").read_text(encoding="ascii")
+        print(int(status.partition("VmHWM:")[2].split()[0]) / 1024)
+        return
+    folder = Path(tempfile.mkdtemp(prefix="penjing-surgery-"))
+    try:
+        config = make_source(folder / "source", options.gigabytes)
+        size = size_of(folder / "source")
+        figures: dict[str, Any] = {
+            "source_gb": size / 1e9,
+            "layers": config["num_hidden_layers"],
+            "plan_70b": plan_from_headers(),
+        }
+        for mode in ["cp", "ours", *([] if options.no_peer else ["peer"])]:
+            figures[mode] = measured(mode, folder / "source", folder / mode)
+            figures[mode]["input_gb_per_cpu_s"] = size / 1e9 / figures[mode]["cpu_s"]
+        figures["output_gb"] = size_of(folder / "ours") / 1e9
+        if not options.no_peer:
+            figures["bitwise_equal"] = same(folder / "ours", folder / "peer")
+            figures["times_less_cpu_than_peer"] = figures["peer"]["cpu_s"] / figures["ours"]["cpu_s"]
+            figures["times_less_memory_than_peer"] = figures["peer"]["peak_mb"] / figures["ours"]["peak_mb"]
+        figures["machine"] = {
+            "processor": platform.machine(),
+            "cores": os.cpu_count(),
+            "load": os.getloadavg()[0],
+            "bench_peak_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
+        }
+        print(json.dumps(figures) if options.json else json.dumps(figures, indent=2))
+    finally:
+        shutil.rmtree(folder)
+
+
+if __name__ == "__main__":
+    main()
