@@ -16,7 +16,7 @@ import numpy as np
 
 from penjing.errors import InputError, fault
 from penjing.tokenizer import layouts
-from penjing.tokenizer.merges import MergeTree, merge_tree
+from penjing.tokenizer.merges import MergeTree, has_ties, merge_tree
 from penjing.tokenizer.plan import NewPiece, VocabPlan, fits
 from penjing.tokenizer.vocabulary import CONTROL, NORMAL, UNUSED, USER_DEFINED, Vocabulary
 
@@ -50,6 +50,11 @@ class Extension:
         for (left, right, joined), priority in zip(vocabulary.merges_M3.tolist(), vocabulary.priority_M.tolist(), strict=True):
             self._old.setdefault((left, right), (priority, joined))
         self._all = dict(self._old)
+        self._ranked: dict[tuple[int, int], tuple[int, int]] | None = None
+        if has_ties(vocabulary):
+            self._ranked = {}
+            for rank, (left, right, joined) in enumerate(vocabulary.merges_M3.tolist()):
+                self._ranked.setdefault((left, right), (rank, joined))
         self._next = int(vocabulary.priority_M.max(initial=-1)) + 1
         self._affixes = _affixes(vocabulary) if vocabulary.proto is not None else frozenset()
         self.appended: list[tuple[int, int, int, int]] = []
@@ -65,6 +70,9 @@ class Extension:
         parts = self.spell(piece)
         if len(piece) > 1 and (len(parts) != 2 or any(isinstance(part, str) for part in parts)):
             return f"it is {len(parts)} tokens when its turn comes; add what lies between first"
+        if self._ranked is not None and (self._merged(piece, self._ranked, self.first)
+                                         != self._merged(piece, self._old, self.first)):
+            return "the .model and tokenizer.json settle equal scores differently in it"
         return None
 
     def add(self, piece: str) -> int:
@@ -101,8 +109,9 @@ class Extension:
 
     def spell(self, piece: str, *, old: bool = False) -> list[int | str]:
         """What `piece` merges to, by the old merges only or by all so far; characters without a piece stay strings."""
-        merges = self._old if old else self._all
-        limit = self.first if old else 1 << 60
+        return self._merged(piece, self._old, self.first) if old else self._merged(piece, self._all, 1 << 60)
+
+    def _merged(self, piece: str, merges: dict[tuple[int, int], tuple[int, int]], limit: int) -> list[int | str]:
         symbols: list[int | str] = []
         for character in piece:
             index = self.ids.get(character)
@@ -205,8 +214,8 @@ def unclosed(vocabulary: Vocabulary, tree: MergeTree, keep: set[int]) -> list[tu
     for index in sorted(keep):
         if index >= len(vocabulary) or vocabulary.types_V[index] != NORMAL:
             continue
-        for part in (int(tree.left_V[index]), int(tree.right_V[index])):
-            if part >= 0 and part < len(vocabulary) and part not in keep:
+        for part in tree.parts(index):
+            if part < len(vocabulary) and part not in keep:
                 broken.append((index, part))
     return broken
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -10,14 +10,14 @@ import numpy as np
 import pyarrow.compute as pc
 
 from penjing.contract import Job
-from penjing.data.document import open_corpus
+from penjing.data.document import open_corpus, shard_batches
 from penjing.errors import InputError, fault
 from penjing.tokenizer.apply import PLAN_NAME, Rows, apply_plan, check_rows, parameters_before_after
 from penjing.tokenizer.build import build
 from penjing.tokenizer.contract_check import Checker, Verdict
-from penjing.tokenizer.count import Counts, count_corpus, flat_encoder
+from penjing.tokenizer.count import Counts, count_corpus, flat_encoder, library_encoder
 from penjing.tokenizer.focus import company_vectors, similar_old_tokens
-from penjing.tokenizer.plan import VocabPlan, write_plan
+from penjing.tokenizer.plan import VocabPlan, read_plan, write_plan
 from penjing.tokenizer.read import read_vocabulary
 from penjing.tokenizer.report import change_figures
 from penjing.tokenizer.vocabulary import NORMAL, UNKNOWN, Vocabulary
@@ -30,11 +30,11 @@ def change_vocabulary(checkpoint: Path, corpus: Path, out: Path, job: Job, *, pl
                       planner: Callable[[Vocabulary, Counts, Path], VocabPlan],
                       rows: Callable[[Vocabulary, Counts, VocabPlan], Rows]) -> tuple[VocabPlan, dict[str, Any]]:
     """Plan and, unless `plan_only`, write the changed checkpoint into `out`; the plan and the stage's figures."""
-    from penjing.files import read_json
     from penjing.models import family as families
+    from penjing.models.checkpoint import open_checkpoint
 
     vocabulary = read_vocabulary(checkpoint)
-    config = read_json(checkpoint / "config.json")
+    config = open_checkpoint(checkpoint).config
     check_rows(vocabulary, families.of(config).sizes(config)["vocab"], checkpoint)
     state = out / "state"
     before = count_corpus(checkpoint, corpus, job=job, state=state, label="count tokens before")
@@ -51,6 +51,23 @@ def change_vocabulary(checkpoint: Path, corpus: Path, out: Path, job: Job, *, pl
     return plan, {**figures, "parameters": parameters, "plan_only": False}
 
 
+def verify_shard(unit: Mapping[str, Any]) -> dict[str, Any]:
+    """Check the lines of one shard (what a worker does): language -> verdict, and the lines on which the engines differ."""
+    old, new = read_vocabulary(Path(unit["old"])), read_vocabulary(Path(unit["new"]))
+    plan = read_plan(Path(unit["plan"]))
+    checker = Checker(plan, unknown=frozenset(np.flatnonzero(old.types_V == UNKNOWN).tolist()))
+    old_encode, new_encode = flat_encoder(old), flat_encoder(new)
+    other = library_encoder(new) if new.proto is not None else None
+    verdicts: dict[str, Verdict] = {}
+    for lang, texts in _batched_lines(shard_batches(Path(unit["shard"]), columns=["text", "lang"], rows=512), unit["lines"]):
+        verdict = verdicts.setdefault(lang, Verdict())
+        encoded = new_encode(texts)
+        checker.check(texts, old_encode(texts), encoded, verdict)
+        if other is not None:
+            verdict.compare_engines(texts, encoded, other(texts))
+    return {lang: verdict.as_json() for lang, verdict in verdicts.items()}
+
+
 def check_on(corpus: Path, old: Vocabulary, new: Vocabulary, plan: VocabPlan, *, lines: int | None) -> dict[str, Verdict]:
     """Verdicts by language over the lines of a corpus, at most `lines` of each language."""
     checker = Checker(plan, unknown=frozenset(np.flatnonzero(old.types_V == UNKNOWN).tolist()))
@@ -64,8 +81,12 @@ def check_on(corpus: Path, old: Vocabulary, new: Vocabulary, plan: VocabPlan, *,
 
 def _lines(corpus: Path, limit: int | None) -> Iterator[tuple[str, list[str]]]:
     """(language, lines) in batches, in the corpus's order, at most `limit` lines of each language."""
+    yield from _batched_lines(open_corpus(corpus).batches(columns=["text", "lang"], rows=512), limit)
+
+
+def _batched_lines(batches: Iterable[Any], limit: int | None) -> Iterator[tuple[str, list[str]]]:
     seen: dict[str, int] = {}
-    for batch in open_corpus(corpus).batches(columns=["text", "lang"], rows=512):
+    for batch in batches:
         languages = pc.fill_null(batch.column("lang"), "").to_pylist()
         by_language: dict[str, list[str]] = {}
         for text, lang in zip(pc.fill_null(batch.column("text"), "").to_pylist(), languages, strict=True):

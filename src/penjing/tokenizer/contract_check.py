@@ -5,15 +5,20 @@ Grown: the new ids, expanded through the plan, are the old ids. Pruned: where al
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
-from penjing.tokenizer.plan import VocabPlan
+from penjing.errors import InputError, fault
+from penjing.tokenizer.plan import NewPiece, VocabPlan, source_hash
+from penjing.tokenizer.vocabulary import Vocabulary
 
 MAX_EXAMPLES = 10
+Encoded = tuple[np.ndarray, np.ndarray]
+"""Ids of all texts, and how many each text has."""
+_SUMMED = ("lines", "covered", "exact", "changed", "tokens_before", "tokens_after", "tokens_covered", "compared", "disagree")
 
 
 @dataclass
@@ -29,7 +34,30 @@ class Verdict:
     tokens_after: int = 0
     tokens_covered: int = 0
     """Old tokens on covered lines."""
+    compared: int = 0
+    """Lines on which the `.model` and tokenizer.json were compared."""
+    disagree: int = 0
+    """Those on which they give different ids."""
     counterexamples: list[dict[str, Any]] = field(default_factory=list)
+
+    def compare_engines(self, texts: Sequence[str], one: Encoded, other: Encoded) -> None:
+        """Count the texts on which two engines of the same tokenizer give different ids."""
+        self.compared += len(texts)
+        if np.array_equal(one[0], other[0]) and np.array_equal(one[1], other[1]):
+            return
+        rows = zip(np.split(one[0], np.cumsum(one[1])[:-1]), np.split(other[0], np.cumsum(other[1])[:-1]), strict=True)
+        self.disagree += sum(not np.array_equal(left, right) for left, right in rows)
+
+    def add(self, other: Verdict) -> None:
+        """Add another part's verdict."""
+        for name in _SUMMED:
+            setattr(self, name, getattr(self, name) + getattr(other, name))
+        self.counterexamples = (self.counterexamples + other.counterexamples)[:MAX_EXAMPLES]
+
+    @staticmethod
+    def of(figures: Mapping[str, Any]) -> Verdict:
+        """A verdict out of its own JSON."""
+        return Verdict(**{name: figures[name] for name in Verdict.__dataclass_fields__})
 
     def as_json(self) -> dict[str, Any]:
         """Counts and shares."""
@@ -38,7 +66,9 @@ class Verdict:
                 "exact": self.exact,
                 "exact_share_of_covered": round(self.exact / max(1, self.covered), 6), "changed": self.changed,
                 "changed_share": round(self.changed / lines, 6), "tokens_before": self.tokens_before,
-                "tokens_after": self.tokens_after, "tokens_change": round(self.tokens_after / max(1, self.tokens_before) - 1, 6),
+                "tokens_after": self.tokens_after,
+                "tokens_covered": self.tokens_covered, "compared": self.compared, "disagree": self.disagree,
+                "tokens_change": round(self.tokens_after / max(1, self.tokens_before) - 1, 6),
                 "covered_token_share": round(self.tokens_covered / max(1, self.tokens_before), 6),
                 "counterexamples": self.counterexamples}
 
@@ -95,3 +125,28 @@ class Checker:
             return ids
         repeated = np.isin(ids[1:], self._unknown) & (ids[1:] == ids[:-1])
         return ids[np.concatenate([[True], ~repeated])]
+
+
+def derived_plan(old: Vocabulary, new: Vocabulary) -> VocabPlan:
+    """The plan that leads from one vocabulary to another, where no plan was kept.
+
+    Raises InputError when the new one neither extends the old one nor is a part of it.
+    """
+    from penjing.tokenizer.build import extend
+
+    old_contents = [old.text_of_id(index) for index in range(old.total)]
+    new_contents = [new.text_of_id(index) for index in range(new.total)]
+    if new_contents[: old.total] == old_contents:
+        added = tuple(NewPiece(new.pieces[index], 0, (), None if new.scores_V is None or new.kind != "unigram"
+                               else float(new.scores_V[index])) for index in range(old.total, len(new)))
+        _, expansions = extend(old, added)
+        pieces = tuple(NewPiece(item.piece, 0, made, item.score) for item, made in zip(added, expansions, strict=True))
+        return VocabPlan("grow", old.kind, source_hash(old), old.total, tuple(range(old.total)), pieces)
+    place = {content: index for index, content in enumerate(old_contents)}
+    kept = [place.get(content, -1) for content in new_contents]
+    if -1 in kept or kept != sorted(kept):
+        stranger = next((content for content in new_contents if content not in place), None)
+        raise InputError(fault("the new vocabulary neither extends the old one nor is a part of it in the same order",
+                               where=new.name, found=f"the piece {stranger!r}" if stranger is not None else "another order",
+                               expected=f"pieces of {old.name}", fix="give the plan of the change"))
+    return VocabPlan("prune", old.kind, source_hash(old), old.total, tuple(kept))

@@ -169,6 +169,11 @@ def flat_encoder(vocabulary: Vocabulary) -> EncodeFlat:
             return _flat(processor.encode(list(texts), num_threads=1))
 
         return with_sentencepiece
+    return library_encoder(vocabulary)
+
+
+def library_encoder(vocabulary: Vocabulary) -> EncodeFlat:
+    """The `tokenizers` library on what tokenizer.json says."""
     from penjing.tokenizer.write import fast_tokenizer
 
     tokenizer = fast_tokenizer(vocabulary)

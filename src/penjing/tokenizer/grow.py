@@ -45,6 +45,8 @@ def plan_growth(vocabulary: Vocabulary, characters: np.ndarray, runs: list[tuple
         raise InputError(fault("the size to grow to is not above the present one", where=vocabulary.name, found=wish.size,
                                expected=f"more than {vocabulary.total}"))
     new_characters = candidate_characters(vocabulary, characters, wish.min_count)
+    if runs is not None:
+        runs = normalised_runs(vocabulary, runs)
     if not new_characters and wish.kind == "characters":
         seen = int(characters[chinese_table()].sum())
         raise InputError(fault("no new characters to add", where=vocabulary.name,
@@ -67,7 +69,34 @@ def candidate_characters(vocabulary: Vocabulary, characters: np.ndarray, min_cou
     points = np.flatnonzero(chinese_table() & (characters >= min_count))
     order = points[np.lexsort((points, -characters[points]))]
     found = [(chr(point), int(characters[point])) for point in order.tolist()]
-    return [(character, count) for character, count in found if spelling(vocabulary, character) not in vocabulary.ids]
+    normalise = normaliser(vocabulary)
+    return [(character, count) for character, count in found
+            if spelling(vocabulary, character) not in vocabulary.ids and normalise(character) == character]
+
+
+def normaliser(vocabulary: Vocabulary) -> Callable[[str], str]:
+    """The tokenizer's own normalisation of a character, without the space it puts in front of a text."""
+    import json
+
+    from tokenizers import Tokenizer
+
+    rules = vocabulary.layout.get("normalizer")
+    if rules is None:
+        return lambda text: text
+    empty = {"version": "1.0", "normalizer": rules, "added_tokens": [], "model": {"type": "BPE", "vocab": {}, "merges": []}}
+    own = Tokenizer.from_str(json.dumps(empty)).normalizer
+    return lambda text: str(own.normalize_str(text)).lstrip("▁")
+
+
+def normalised_runs(vocabulary: Vocabulary, runs: list[tuple[str, int]]) -> list[tuple[str, int]]:
+    """The runs with every character as the tokenizer will see it."""
+    normalise = normaliser(vocabulary)
+    changed = {}
+    for character in sorted({character for text, _ in runs for character in text if not character.isspace()}):
+        normal = normalise(character)
+        if normal != character:
+            changed[ord(character)] = normal
+    return [(text.translate(changed), count) for text, count in runs] if changed else runs
 
 
 def spelling(vocabulary: Vocabulary, text: str) -> str:

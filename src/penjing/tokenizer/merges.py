@@ -193,14 +193,42 @@ class MergeTree:
     right_V: np.ndarray
     reachable_V: np.ndarray
     """bool; special pieces count as reachable."""
+    other_V2: np.ndarray | None = None
+    """int32 [V, 2], the parts of the last merge when equal scores are settled by rank, as tokenizer.json does; None where scores
+    do not tie."""
+
+    def parts(self, index: int) -> list[int]:
+        """Ids that a piece needs to be reachable, by either way of settling ties."""
+        found = [int(self.left_V[index]), int(self.right_V[index])]
+        if self.other_V2 is not None:
+            found += self.other_V2[index].tolist()
+        return [part for part in dict.fromkeys(found) if part >= 0]
 
 
 def merge_tree(vocabulary: Vocabulary) -> MergeTree:
     """How each piece of a BPE vocabulary is put together, and which pieces no text can ever produce."""
+    assert vocabulary.merges_M3 is not None and vocabulary.priority_M is not None
+    left, right, reachable = _last_merges(vocabulary, merge_table(vocabulary))
+    if not has_ties(vocabulary):
+        return MergeTree(left, right, reachable)
+    ranked = table(vocabulary.merges_M3, np.arange(len(vocabulary.merges_M3)))
+    other_left, other_right, other_reachable = _last_merges(vocabulary, ranked)
+    return MergeTree(left, right, reachable | other_reachable, np.stack([other_left, other_right], axis=1))
+
+
+def has_ties(vocabulary: Vocabulary) -> bool:
+    """Whether different pieces share a score, so that a `.model` settles by place what tokenizer.json settles by rank."""
+    if vocabulary.priority_M is None or vocabulary.merges_M3 is None or len(vocabulary.priority_M) < 2:
+        return False
+    same = vocabulary.priority_M[1:] == vocabulary.priority_M[:-1]
+    return bool((same & (vocabulary.merges_M3[1:, 2] != vocabulary.merges_M3[:-1, 2])).any())
+
+
+def _last_merges(vocabulary: Vocabulary, merges: MergeTable) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     size = len(vocabulary)
     symbols = Symbols(vocabulary)
     normal = [index for index in range(size) if vocabulary.types_V[index] == NORMAL]
-    runs = run(merge_table(vocabulary), *flatten(symbols.of(vocabulary.pieces[index]) for index in normal))
+    runs = run(merges, *flatten(symbols.of(vocabulary.pieces[index]) for index in normal))
     left = np.full(size, -1, dtype=np.int32)
     right = np.full(size, -1, dtype=np.int32)
     reachable = np.ones(size, dtype=bool)
@@ -211,4 +239,4 @@ def merge_tree(vocabulary: Vocabulary) -> MergeTree:
     reachable[at[~whole]] = False
     left[at[whole]] = runs.last_left_N[whole]
     right[at[whole]] = runs.last_right_N[whole]
-    return MergeTree(left, right, reachable)
+    return left, right, reachable

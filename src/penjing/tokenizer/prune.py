@@ -146,8 +146,8 @@ def _leaf_order(vocabulary: Vocabulary, counts_V: np.ndarray, fixed: np.ndarray,
     size = len(vocabulary)
     count = counts_V.astype(np.int64).copy()
     needed = np.zeros(vocabulary.total, dtype=np.int64)
-    for part_V in (tree.left_V, tree.right_V):
-        np.add.at(needed, part_V[part_V >= 0], 1)
+    for index in range(size):
+        needed[tree.parts(index)] += 1
     parts = _parts_when_removed(vocabulary, tree)
     removable = [index for index in range(size) if not fixed[index] and vocabulary.types_V[index] == NORMAL]
     cost_of = {index: removal_cost(vocabulary, parts[index]) for index in removable}
@@ -168,8 +168,8 @@ def _leaf_order(vocabulary: Vocabulary, counts_V: np.ndarray, fixed: np.ndarray,
         for part in parts[index]:
             if part < len(count):
                 count[part] += seen
-        for part in (int(tree.left_V[index]), int(tree.right_V[index])):
-            if 0 <= part < size:
+        for part in tree.parts(index):
+            if part < size:
                 needed[part] -= 1
                 if needed[part] == 0 and part in cost_of and part not in gone:
                     heapq.heappush(heap, (int(count[part]) * cost_of[part], int(count[part]), -part))
@@ -217,17 +217,15 @@ def _closure_order(vocabulary: Vocabulary, counts_V: np.ndarray, fixed: np.ndarr
         if index >= len(vocabulary) or taken[index]:
             return
         taken[index] = True
-        for part in (int(tree.left_V[index]), int(tree.right_V[index])):
-            if part >= 0:
-                take(part)
+        for part in tree.parts(index):
+            take(part)
         order.append(index)
 
     ids = np.arange(vocabulary.total)
     for index in np.flatnonzero(fixed).tolist():
         if index < len(vocabulary):
-            for part in (int(tree.left_V[index]), int(tree.right_V[index])):
-                if part >= 0:
-                    take(part)
+            for part in tree.parts(index):
+                take(part)
     mandatory = len(order)
     for index in ids[np.lexsort((ids, -counts_V))].tolist():
         if tree.reachable_V[index] if index < len(vocabulary) else False:

@@ -86,7 +86,7 @@ def _sentencepiece(path: Path, fast: dict[str, Any] | None, beside: list[dict[st
         raise InputError(fault("SentencePiece model type not supported", where=path, found={3: "word", 4: "char"}.get(
             proto.trainer_spec.model_type, proto.trainer_spec.model_type), expected="unigram or BPE"))
     if fast is None:
-        return of_proto(proto, raw, name=str(path), beside=beside)
+        return of_proto(proto, raw, name=str(path), beside=beside or _sentinels(path.parent, proto))
     vocabulary = of_proto(proto, raw, name=str(path), added=fast["added_tokens"], layout=_without_vocabulary(fast))
     _agree(fast, vocabulary.pieces, path)
     return vocabulary
@@ -253,6 +253,22 @@ def _added_beside(directory: Path) -> list[dict[str, Any]]:
         for content, index in _json(extra).items():
             found.setdefault(index, layouts.added_token(index, content=content, special=False))
     return [found[index] for index in sorted(found)]
+
+
+def _sentinels(directory: Path, proto: Any) -> list[dict[str, Any]]:
+    """Tokens behind the pieces that T5's and OpenBA's tokenizer classes add without any file saying so.
+
+    `<extra_id_99>` … `<extra_id_0>`, and for OpenBA the modes `<R>`, `<S>`, `<X>` and the line break.
+    """
+    config = _json(directory / "tokenizer_config.json") if (directory / "tokenizer_config.json").is_file() else {}
+    name = str(config.get("tokenizer_class", ""))
+    number = int(config.get("extra_ids", 100 if name.startswith(("T5Tokenizer", "OpenBATokenizer")) else 0))
+    contents = [f"<extra_id_{index}>" for index in reversed(range(number))]
+    if name.startswith("OpenBATokenizer"):
+        contents += ["<R>", "<S>", "<X>", *(["\n"] if config.get("add_newline", True) else [])]
+    known = {piece.piece for piece in proto.pieces}
+    return [layouts.added_token(len(proto.pieces) + offset, content=content)
+            for offset, content in enumerate(content for content in contents if content not in known)]
 
 
 def _first(directory: Path, names: tuple[str, ...]) -> Path | None:

@@ -71,6 +71,12 @@ class Vocabulary:
         typed = np.flatnonzero(self.types_V != NORMAL).tolist()
         return frozenset([*typed, *(int(token["id"]) for token in self.added)])
 
+    def text_of_id(self, index: int) -> str:
+        """The spelling of an id in the files: the piece, the added token, or a name for an unused id."""
+        if index < len(self.pieces):
+            return self.pieces[index]
+        return next((str(token["content"]) for token in self.added if int(token["id"]) == index), f"<reserved_{index}>")
+
     def text(self, index: int) -> str:
         """The piece as a reader sees it; bytes that are not UTF-8 by themselves are written `<0xE4>`."""
         if index >= len(self.pieces):
