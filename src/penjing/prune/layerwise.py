@@ -42,10 +42,7 @@ class Layered:
         weights = sum(4 * _count(tensor.shape) for tensor in self.table.values())
         self.streamed = weights > RESIDENT_BYTES if streamed is None else streamed
         self.model = _shell(self.config)
-        self._aliases: dict[int, list[str]] = {}
-        for name, parameter in self.model.named_parameters(remove_duplicate=False):
-            self._aliases.setdefault(id(parameter), []).append(name)
-        self._names = {name: names for names in self._aliases.values() for name in names}
+        self._names = self._same_weights()
         self._set(name for name, tensor in self.table.items() if tensor.layer is None)
         if not self.streamed:
             self._set(name for name, tensor in self.table.items() if tensor.layer is not None)
@@ -88,6 +85,20 @@ class Layered:
         body = self.model.base_model
         out = body(**batch, use_cache=False)
         return out.logits if body is self.model else out.last_hidden_state
+
+    def _same_weights(self) -> dict[str, list[str]]:
+        """Weight of the table -> all names under which the model has it; a head of its own is split off even where the
+        class ties it until it sees the file (T5).
+        """
+        groups: dict[int, list[str]] = {}
+        for name, parameter in self.model.named_parameters(remove_duplicate=False):
+            groups.setdefault(id(parameter), []).append(name)
+        found = {}
+        for names in groups.values():
+            first, *others = [name for name in names if name in self.table] or names[:1]
+            found[first] = [name for name in names if name not in others]
+            found |= {name: [name] for name in others}
+        return found
 
     def _set(self, names: Iterable[str]) -> None:
         for name in names:

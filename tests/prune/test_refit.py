@@ -1,0 +1,85 @@
+"""A refit changes nothing where nothing was cut, and brings a cut model nearer to the uncut one, on unseen text too."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from penjing.errors import ConfigError, InputError
+from penjing.models import tiny
+from penjing.models.checkpoint import load_model, open_checkpoint
+from penjing.prune import importance, rotation, width
+from penjing.prune.cut import apply
+from penjing.prune.plan import PruningPlan, build
+from penjing.prune.refit import refit
+from penjing.prune.width import Context
+from tests.prune.test_calibrate import samples
+from tests.prune.test_rotation import logits
+
+
+def divergence(path: Path, plan: PruningPlan, model: torch.nn.Module, text: list[dict[str, np.ndarray]], out: Path) -> float:
+    """Mean KL in nats per token from the uncut model to the cut one."""
+    with open_checkpoint(path) as source:
+        apply(plan, source, out)
+    cut, whole = (logits(item, text).log_softmax(-1) for item in (load_model(out), model))
+    return float(torch.nn.functional.kl_div(cut, whole, log_target=True, reduction="none").sum(-1).mean())
+
+
+@pytest.mark.parametrize("case", ("llama", "gpt2", "codegen", "t5-gated", "openba"))
+def test_refit_of_a_whole_model_changes_nothing(case: str, tmp_path: Path) -> None:
+    model = tiny.save(case, tmp_path / "model")
+    text = samples(seq2seq=model.config.is_encoder_decoder)
+    with open_checkpoint(tmp_path / "model") as source:
+        plan = refit(build(source.config), Context(source, samples=text))
+        assert plan.operations
+        apply(plan, source, tmp_path / "out")
+    before = logits(model, text)
+    assert (logits(load_model(tmp_path / "out"), text) - before).abs().max() < 1e-4 * float(before.abs().max())
+
+
+@pytest.mark.parametrize("case", ("llama", "openba"))
+@pytest.mark.parametrize("rotate", (False, True))
+def test_refit_brings_the_cut_model_nearer(case: str, rotate: bool, tmp_path: Path) -> None:
+    model = tiny.save(case, tmp_path / "model")
+    seq2seq = model.config.is_encoder_decoder
+    text, unseen = samples(seq2seq=seq2seq, count=80), samples(seq2seq=seq2seq, seed=9)
+    sizes = {"hidden": 24, "ffn": 20}
+    with open_checkpoint(tmp_path / "model") as source:
+        context = Context(source, samples=text)
+        units = width.shrinking_units(source.config, sizes)
+        plan = build(source.config, keep=width.select(source.config, sizes, importance.output_energy(context, units)))
+        plan = rotation.pca(plan, context) if rotate else plan
+        fitted = refit(plan, context)
+        in_layers = refit(plan, context, streamed=True)
+    cut = divergence(tmp_path / "model", plan, model, unseen, tmp_path / "cut")
+    better = divergence(tmp_path / "model", fitted, model, unseen, tmp_path / "fitted")
+    assert better < 0.6 * cut
+    for name, operations in fitted.operations.items():
+        for one, two in zip(operations, in_layers.operations[name], strict=True):
+            if one.kind == "replace":
+                np.testing.assert_allclose(one.array, two.array, rtol=1e-4, atol=1e-5)
+
+
+def test_what_is_before_a_dropped_layer_makes_up_for_it(tmp_path: Path) -> None:
+    model = tiny.save("llama", tmp_path / "model")
+    with open_checkpoint(tmp_path / "model") as source:
+        plan = build(source.config, layers={"layers": [0, 2]})
+        fitted = refit(plan, Context(source, samples=samples(count=80)))
+    unseen = samples(seed=9)
+    cut = divergence(tmp_path / "model", plan, model, unseen, tmp_path / "cut")
+    assert divergence(tmp_path / "model", fitted, model, unseen, tmp_path / "fitted") < 0.8 * cut
+
+
+def test_a_stream_that_is_not_a_plain_sum_is_refused(tmp_path: Path) -> None:
+    tiny.save("glm4", tmp_path)
+    with open_checkpoint(tmp_path) as source, pytest.raises(InputError, match=r"not the plain sum.*cut without refit"):
+        refit(build(source.config), Context(source, samples=samples()))
+
+
+def test_refit_without_text_says_what_it_needs(tmp_path: Path) -> None:
+    tiny.save("llama", tmp_path)
+    with open_checkpoint(tmp_path) as source, pytest.raises(ConfigError, match="a refit needs calibration text"):
+        refit(build(source.config), Context(source))

@@ -1,0 +1,105 @@
+"""A rotated model computes what it did; a stream that lives in few directions can be cut to them without loss."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from penjing.errors import ConfigError
+from penjing.models import tiny
+from penjing.models.checkpoint import load_model, open_checkpoint
+from penjing.prune import rotation
+from penjing.prune.calibrate import calibrate
+from penjing.prune.cut import apply
+from penjing.prune.plan import PruningPlan, build
+from tests.prune.test_calibrate import samples
+
+CASES = ("llama", "llama-tied-biased", "qwen2", "qwen3", "glm", "gpt2", "codegen", "opt", "t5", "t5-own-head", "umt5",
+         "openba", "openba-tied")
+
+
+def logits(model: torch.nn.Module, text: list[dict[str, np.ndarray]]) -> torch.Tensor:
+    fields = {name: torch.from_numpy(np.stack([item[name] for item in text])) for name in text[0]}
+    with torch.no_grad():
+        return model(**fields).logits  # type: ignore[no-any-return]
+
+
+def rotated(path: Path, text: list[dict[str, np.ndarray]], out: Path, *, hidden: int, untie: bool = True) -> PruningPlan:
+    with open_checkpoint(path) as source:
+        plan = rotation.rotate(build(source.config), source, calibrate(path, text), hidden=hidden, untie=untie)
+        apply(plan, source, out)
+    return plan
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_rotation_at_full_width_changes_nothing(case: str, tmp_path: Path) -> None:
+    model = tiny.save(case, tmp_path / "model")
+    text = samples(seq2seq=model.config.is_encoder_decoder)
+    before = logits(model, text)
+    width = model.config.to_dict().get("hidden_size") or model.config.to_dict().get("d_model") or model.config.n_embd
+    plan = rotated(tmp_path / "model", text, tmp_path / "out", hidden=width)
+    after = logits(load_model(tmp_path / "out"), text)
+    assert (after - before).abs().max() < 3e-5 * max(1.0, float(before.abs().max()))
+    basis = rotation.basis_of(plan)
+    assert np.abs(basis @ basis.T - np.eye(len(basis))).max() < 1e-5
+    assert np.abs(basis - np.eye(len(basis))).max() > 0.1
+
+
+@pytest.mark.parametrize("case", ("llama", "t5-own-head", "openba"))
+def test_a_stream_of_few_directions_is_cut_without_loss(case: str, tmp_path: Path) -> None:
+    model = tiny.make(case)
+    is_layer_norm = case == "openba"
+    kept = 16
+    rank = kept - is_layer_norm  # the direction of ones takes a place
+    directions = torch.linalg.qr(torch.randn(32, rank, generator=torch.Generator().manual_seed(3)))[0]
+    if is_layer_norm:  # directions without a mean, as LayerNorm sees the stream
+        directions = torch.linalg.qr(directions - directions.mean(0))[0]
+    project = directions @ directions.T
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if any(part in name for part in ("embed", "shared")):
+                parameter.copy_(parameter @ project)
+            elif name.endswith(("o_proj.weight", "down_proj.weight", ".o.weight", "wo.weight", "fc_out.weight", ".o.bias",
+                                "fc_out.bias")):
+                parameter.copy_(project @ parameter)
+            elif name.endswith("bias") and "norm" in name:
+                parameter.zero_()  # a shift outside the directions is only carried at full width
+    model.save_pretrained(tmp_path / "model")
+    text = samples(seq2seq=model.config.is_encoder_decoder)
+    rotated(tmp_path / "model", text, tmp_path / "out", hidden=kept)
+    cut = load_model(tmp_path / "out")
+    before, after = logits(model, text), logits(cut, text)
+    assert (after - before).abs().max() < 1e-3 * float(before.abs().max())  # norm scales come from float16 states
+    assert cut.get_input_embeddings().weight.shape[1] == kept
+
+
+def test_a_tied_head_is_untied_only_on_request(tmp_path: Path) -> None:
+    tiny.save("qwen3", tmp_path)
+    with pytest.raises(ConfigError, match=r"untie: 768 more parameters"):
+        rotated(tmp_path, samples(), tmp_path / "out", hidden=16, untie=False)
+    plan = rotated(tmp_path, samples(), tmp_path / "out", hidden=16)
+    assert plan.target_config["tie_word_embeddings"] is False
+    model = load_model(tmp_path / "out")
+    assert model.lm_head.weight.data_ptr() != model.model.embed_tokens.weight.data_ptr()
+
+
+@pytest.mark.parametrize(("case", "reason"), [("glm4", "after a block"), ("bloom", "a norm on the stream itself")])
+def test_what_cannot_be_rotated_says_why(case: str, reason: str, tmp_path: Path) -> None:
+    tiny.save(case, tmp_path)
+    with pytest.raises(ConfigError, match=f"{case} cannot be rotated.*{reason}"):
+        rotated(tmp_path, samples(), tmp_path / "out", hidden=16)
+
+
+def test_helmert_order_keeps_the_mean_and_is_nested() -> None:
+    states = np.random.default_rng(0).normal(size=(200, 12)) @ np.diag(np.arange(1, 13))
+    states -= states.mean(1, keepdims=True)
+    basis = rotation.principal(states.T @ states / 200, centred=True)
+    np.testing.assert_allclose(basis @ basis.T, np.eye(12), atol=1e-12)
+    np.testing.assert_allclose(basis @ np.ones(12), np.ones(12), atol=1e-12)
+    values = np.sort(np.linalg.eigvalsh(states.T @ states / 200))[::-1]
+    kept = states @ basis[:5].T
+    kept -= kept.mean(1, keepdims=True)  # LayerNorm's own centring leaves exactly the first four directions
+    assert np.square(kept).sum() / 200 == pytest.approx(values[:4].sum())
