@@ -42,8 +42,8 @@ def list_(
     print_table(["name", "about"], [[name, about] for name, about in rows])
 
 
-def _modules(package: str, skip: frozenset[str] = frozenset()) -> list[tuple[str, str]]:
-    return [(name, _first_line(f"{package}.{name.replace('-', '_')}")) for name in lookup.names(package) if name not in skip]
+def _modules(package: str) -> list[tuple[str, str]]:
+    return [(name, _first_line(f"{package}.{name.replace('-', '_')}")) for name in lookup.names(package)]
 
 
 def _recipes() -> list[tuple[str, str]]:
@@ -55,7 +55,13 @@ def _recipes() -> list[tuple[str, str]]:
 def _rules() -> list[tuple[str, str]]:
     from penjing.data import rules
 
-    return rules.describe()
+    return [(rule.id, f"{rule.level}, {rule.action}: {rule.name} ({rule.source})") for rule in rules.load("ziya2").rules]
+
+
+def _objectives() -> list[tuple[str, str]]:
+    from penjing.objectives.settings import OBJECTIVES
+
+    return list(OBJECTIVES.items())
 
 
 def _importance() -> list[tuple[str, str]]:
@@ -73,12 +79,11 @@ def _first_line(module: str) -> str:
     return text.partition("\n")[0]
 
 
-_OBJECTIVES = frozenset({"example", "packing", "stream", "blend", "shards", "explain", "indexed"})
 _ROWS = {
     What.stages: lambda: _modules("penjing.stages"),
     What.recipes: _recipes,
     What.rules: _rules,
     What.families: lambda: _modules("penjing.models.families"),
-    What.objectives: lambda: _modules("penjing.objectives", _OBJECTIVES),
+    What.objectives: _objectives,
     What.importance: _importance,
 }

@@ -19,6 +19,8 @@ COMMANDS = {
     "status": "What of a run is done, running, missing.",
     "report": "Write report.html for a run, finished or not.",
     "stage": "Run a single stage by itself.",
+    "plan": "Propose a schedule of cuts (`plan prune MODEL --keep 0.35`) to read before anything is cut.",
+    "explain-sample": "Print one training sample as people read it.",
     "list": "What there is: stages, recipes, rules, families, objectives, importance.",
     "inspect": "What a checkpoint or tokenizer is, measured on your text.",
     "generate": "Continue a prompt with a model.",
