@@ -176,7 +176,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--gigabytes", type=float, default=4.0)
     parser.add_argument("--json", action="store_true")
-    parser.add_argument("--no-peer", action="store_true")
+    parser.add_argument("--no-peer", action="store_true", help="only cp and ours: for sources larger than memory")
     parser.add_argument("--as", dest="mode")
     parser.add_argument("--source", type=Path)
     parser.add_argument("--out", type=Path)
