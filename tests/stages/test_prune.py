@@ -11,10 +11,13 @@ import transformers
 
 from penjing.config import parse
 from penjing.contract import Estimate, Job
-from penjing.errors import ConfigError, InputError
+from penjing.data.document import CorpusWriter, documents
+from penjing.errors import ConfigError, InputError, Interrupted
 from penjing.files import hash_tree, read_json
+from penjing.models import tiny
 from penjing.models.checkpoint import load_model, open_checkpoint
 from penjing.models.cost import count_parameters
+from penjing.prune import depth
 from penjing.stages import prune
 
 
@@ -25,8 +28,9 @@ def stories(shared: Path) -> Path:
 
 def cut(stories: Path, out: Path, **settings: Any) -> dict[str, Any]:
     out.mkdir()
+    inputs = settings.pop("inputs", {})
     config = parse(prune.Config, settings, where="test")
-    return prune.run(config, {"checkpoint": stories, **settings.pop("inputs", {})}, out, Job())
+    return prune.run(config, {"checkpoint": stories, **inputs}, out, Job())
 
 
 def test_depth_and_width_reload_with_plain_transformers(stories: Path, tmp_path: Path) -> None:
@@ -76,6 +80,55 @@ def test_an_interrupted_cut_goes_on_to_the_same_bytes(stories: Path, tmp_path: P
     assert hash_tree(tmp_path / "whole") == hash_tree(tmp_path / "again")
 
 
+def test_a_stopped_cut_keeps_whole_shards_and_goes_on(stories: Path, tmp_path: Path) -> None:
+    calls = []
+
+    def stop() -> bool:
+        calls.append(1)
+        return len(calls) > 20
+
+    cut(stories, tmp_path / "whole", hidden=32)
+    (tmp_path / "out").mkdir()
+    with pytest.raises(Interrupted, match=r"stopped while cutting"):
+        prune.run(prune.Config(hidden=32), {"checkpoint": stories}, tmp_path / "out", Job(stop=stop))
+    assert not (tmp_path / "out" / "config.json").exists()
+    (tmp_path / "out" / ".model.safetensors.1.tmp").write_text("left by a killed process")
+    prune.run(prune.Config(hidden=32), {"checkpoint": stories}, tmp_path / "out", Job())
+    assert hash_tree(tmp_path / "whole") == hash_tree(tmp_path / "out")
+
+
+def test_the_three_depth_stages_of_openba_by_their_published_numbers(tmp_path: Path) -> None:
+    settings = {**tiny.CASES["openba"][1], "num_layers": 12, "num_decoder_layers": 36}
+    tiny.build("openba", settings).save_pretrained(tmp_path / "0")
+    for number, drops in enumerate(depth.OPENBA_V2, start=1):
+        cut(tmp_path / str(number - 1), tmp_path / str(number), drop_layers=drops, layer_numbers="original")
+    value = read_json(tmp_path / "3" / "plan.json")
+    assert [item["layers"]["encoder"] for item in value["history"]] == ["0-3,5-7,9-11", "0-4,6-7,9"]
+    model = load_model(tmp_path / "3")
+    assert (model.config.num_layers, model.config.num_decoder_layers) == (8, 24)
+    first = open_checkpoint(tmp_path / "0")
+    last = open_checkpoint(tmp_path / "3")
+    for new, old in ((4, 5), (22, 34), (11, 15)):
+        assert torch.equal(
+            last.read(f"decoder.block.{new}.mlp.fc_in.weight"), first.read(f"decoder.block.{old}.mlp.fc_in.weight")
+        )
+
+
+def test_data_drives_depth_and_reports_the_loss(stories: Path, tmp_path: Path) -> None:
+    text = (stories / "tinystories_sample.txt").read_text(encoding="utf-8")
+    with CorpusWriter(tmp_path / "corpus", provenance={}) as corpus:
+        corpus.write(documents([{"id": "a", "text": text, "source": "stories"}]))
+    inputs = {"corpus": tmp_path / "corpus"}
+    losses = {}
+    for rule in ("spaced", "best"):
+        figures = cut(
+            stories, tmp_path / rule, layers=3, depth_rule=rule, calibration_samples=4, calibration_length=64, inputs=inputs
+        )
+        losses[rule] = figures["loss_after"]
+        assert figures["loss_before"] < 2.0 < figures["loss_after"]
+    assert losses["best"] <= losses["spaced"]
+
+
 def test_a_written_plan_may_be_edited_and_applied(stories: Path, tmp_path: Path) -> None:
     cut(stories, tmp_path / "plan", layers=4, plan_only=True)
     text = (tmp_path / "plan" / "plan.json").read_text()
@@ -119,7 +172,7 @@ def test_price_is_what_the_cut_gives(stories: Path, tmp_path: Path) -> None:
         (
             {"heads": 5},
             "5 heads on 1 key/value heads is 5 per group, more than the 2 there are; "
-                "nearest legal: heads 4, kv_heads 2 . heads 6, kv_heads 3",
+            "nearest legal: heads 4, kv_heads 2 . heads 6, kv_heads 3",
         ),
         ({"hidden": 96}, "hidden cannot grow from 64 to 96"),
         ({"layers": 0.99, "drop_layers": [1]}, "'layers' and 'drop_layers' both say which layers stay"),
@@ -133,10 +186,7 @@ def test_price_is_what_the_cut_gives(stories: Path, tmp_path: Path) -> None:
             "ffn 90 does not divide among 4 tensor-parallel ranks; nearest legal: ffn 88 . ffn 92",
         ),
         ({"importance": "magnitud"}, "unknown importance metric 'magnitud'.*did you mean 'magnitude'"),
-        (
-            {"depth_rule": "greedy", "layers": 3},
-            "this depth rule measures the model and was given nothing to measure it on",
-        ),
+        ({"depth_rule": "greedy", "layers": 3}, "this depth rule measures the model and was given nothing to measure it on"),
         ({"keep": 0.5, "ffn": 10}, "'keep' finds the sizes itself"),
         ({"layers": {"decoder": 3}}, "llama has no stack 'decoder'; expected one of layers"),
     ],
@@ -154,15 +204,11 @@ def test_a_plan_for_another_model_is_refused(stories: Path, tmp_path: Path) -> N
     cut(stories, tmp_path / "plan", layers=4, importance="magnitude", ffn=80, plan_only=True)
     (tmp_path / "out").mkdir()
     with pytest.raises(InputError, match=r"the plan is for another model"):
-        prune.run(
-            prune.Config(), {"checkpoint": tmp_path / "small", "plan": tmp_path / "plan"}, tmp_path / "out", Job()
-        )
+        prune.run(prune.Config(), {"checkpoint": tmp_path / "small", "plan": tmp_path / "plan"}, tmp_path / "out", Job())
     model = load_model(stories)
     with torch.no_grad():
         model.model.norm.weight += 1
     model.save_pretrained(tmp_path / "other")
     with pytest.raises(InputError, match=r"the plan was made from other weights of the same shape"):
-        prune.run(
-            prune.Config(), {"checkpoint": tmp_path / "other", "plan": tmp_path / "plan"}, tmp_path / "out", Job()
-        )
+        prune.run(prune.Config(), {"checkpoint": tmp_path / "other", "plan": tmp_path / "plan"}, tmp_path / "out", Job())
     assert not list((tmp_path / "out").iterdir())

@@ -148,6 +148,8 @@ def _write_files(
         if len(groups) == 1
         else [f"model-{number:05d}-of-{len(groups):05d}.safetensors" for number in range(1, len(groups) + 1)]
     )
+    for stale in out.glob(".*.tmp"):  # what a killed process was writing
+        stale.unlink()
     for old in out.glob("model*.safetensors*"):
         if old.name not in names:
             old.unlink()
@@ -204,8 +206,9 @@ def save_model(model: Any, out: str | Path, *, tokenizer_from: str | Path | None
     out = Path(out)
     out.mkdir(parents=True, exist_ok=True)
     with disk_faults(out):
+        for stale in out.glob(".saving.*"):
+            shutil.rmtree(stale, ignore_errors=True)
         staging = out / f".saving.{os.getpid()}"
-        shutil.rmtree(staging, ignore_errors=True)
         try:
             model.save_pretrained(staging)
             if tokenizer_from is not None:

@@ -4,14 +4,14 @@ with it.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 import numpy as np
 import xxhash
 
 from penjing import console
-from penjing.errors import ConfigError, InputError, fault
+from penjing.errors import ConfigError, InputError, Interrupted, fault
 from penjing.models import axes
 from penjing.models.checkpoint import Checkpoint, Output, from_float, stamp_of, to_float, write_checkpoint
 from penjing.models.family import Tensor
@@ -20,10 +20,18 @@ from penjing.prune.plan import ARRAYS_FILE, PLAN_FILE, Operation, PruningPlan, h
 _FLOATS = ("F64", "F32", "F16", "BF16", "F8_E4M3", "F8_E5M2")
 
 
-def apply(plan: PruningPlan, source: Checkpoint, out: Path, *, check_content: bool = True) -> None:
+def apply(
+    plan: PruningPlan,
+    source: Checkpoint,
+    out: Path,
+    *,
+    check_content: bool = True,
+    stop: Callable[[], bool] = lambda: False,
+) -> None:
     """Cut `source` as the plan says and write it to `out`, with the plan, tokenizer and generation files beside the
     weights.
 
+    When `stop` says so, Interrupted is raised; finished shards stay and the same call goes on from them.
     InputError when the plan is for another model. The result does not depend on how the source was sharded.
     """
     found = header_hash(source)
@@ -49,7 +57,7 @@ def apply(plan: PruningPlan, source: Checkpoint, out: Path, *, check_content: bo
     value["source"] = {"headers": found, "content": content}
     outputs = cut_outputs(plan, source)
     with console.bar("cutting", total=sum(item.num_bytes for item in outputs), unit="B") as bar:
-        outputs = [_watched(item, bar) for item in outputs]
+        outputs = [_watched(item, bar, stop) for item in outputs]
         (out / ARRAYS_FILE).unlink(missing_ok=True)
         write_checkpoint(
             out,
@@ -220,9 +228,11 @@ def _check_operations(tensor: Tensor, old: Tensor, operations: tuple[Operation, 
             )
 
 
-def _watched(item: Output, bar: console.Bar) -> Output:
+def _watched(item: Output, bar: console.Bar, stop: Callable[[], bool]) -> Output:
     def chunks() -> Iterator[np.ndarray]:
         for chunk in item.chunks():
+            if stop():
+                raise Interrupted(fault("stopped while cutting", where=item.name, fix="run the same command again to go on"))
             bar.advance(chunk.nbytes)
             yield chunk
 

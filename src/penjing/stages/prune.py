@@ -96,7 +96,7 @@ def run(config: Config, inputs: Inputs, out: Path, job: Job) -> dict[str, Any]:
         if config.plan_only:
             plan.save(out)
             return figures
-        cut.apply(plan, source, out)
+        cut.apply(plan, source, out, stop=job.stop)
         if samples and config.measure:
             figures["loss_before"] = depth.loss(load_model(source.path), samples)
             figures["loss_after"] = depth.loss(load_model(out), samples)
