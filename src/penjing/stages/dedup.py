@@ -48,15 +48,15 @@ class Config(BaseConfig):
     exact: bool = True
     """Drop documents whose text is the same without punctuation, symbols, spaces, emoji, case and character
     variants."""
-    near: Literal["simhash", "minhash", "both", "off"] = "simhash"
+    near: Literal["simhash", "minhash", "both", "off"] = "both"
     """Where candidates for near copies come from; every one is verified by the Jaccard similarity of its shingles."""
-    similarity: float = Field(0.7, ge=0.3, le=1.0)
+    similarity: float = Field(0.65, ge=0.3, le=1.0)
     """Jaccard similarity of five-token shingles from which two documents are copies."""
-    distance: int = Field(8, ge=0, le=12)
+    distance: int = Field(6, ge=0, le=12)
     """SimHash bits in which candidates may differ. Larger finds more heavily edited copies and costs more tables."""
-    bands: int = Field(14, ge=1, le=64)
+    bands: int = Field(20, ge=1, le=64)
     """MinHash bands, for near: minhash or both."""
-    rows: int = Field(8, ge=1, le=32)
+    rows: int = Field(6, ge=1, le=32)
     """MinHash values per band."""
     sketch: int = Field(256, ge=32, le=4096)
     """Shingle hashes kept per document to verify pairs; documents with at most that many are compared exactly."""
@@ -125,7 +125,9 @@ def run(config: Config, inputs: Inputs, out: Path, job: Job) -> dict[str, Any]:
 def shape_of(config: Config) -> SignatureShape:
     """The signatures a configuration needs."""
     return SignatureShape(
-        sketch=config.sketch, bands=config.bands if config.near in ("minhash", "both") else 0, rows=config.rows
+        sketch=config.sketch if config.near != "off" else 0,
+        bands=config.bands if config.near in ("minhash", "both") else 0,
+        rows=config.rows,
     )
 
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 import functools
 import importlib.util
 import unicodedata
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -86,7 +87,7 @@ def skeleton_table() -> FoldTable:
             return SEPARATOR
         return SINGLE if _is_single(code) else WORD
 
-    return _build(kind, sequence)
+    return _build(kind, sequence, simplified)
 
 
 @functools.cache
@@ -112,7 +113,7 @@ def language_model_table() -> FoldTable:
             return SINGLE
         return SINGLE if _is_single(code) else WORD
 
-    return _build(kind, sequence)
+    return _build(kind, sequence, {})
 
 
 def fold(texts: pa.Array | pa.ChunkedArray, table: FoldTable) -> Folded:
@@ -158,6 +159,10 @@ def text_buffers(texts: pa.Array | pa.ChunkedArray) -> tuple[np.ndarray, np.ndar
     return data, offsets
 
 
+_PLAIN_RANGES = ((0x3400, 0x4DBF), (0x4E00, 0x9FFF), (0xAC00, 0xD7A3), (0x20000, 0x2F7FF), (0x2FA20, 0x323AF))
+"""Han and Hangul characters that no form of normalisation changes here, only the table of simplified characters."""
+
+
 def _is_single(code: int) -> bool:
     return any(low <= code <= high for low, high in _SINGLE_RANGES)
 
@@ -178,23 +183,33 @@ def _simplified_characters() -> dict[str, str]:
     return {line.split("\t")[0]: line.split("\t")[1].split(" ")[0][0] for line in lines if "\t" in line}
 
 
-def _build(kind: object, sequence: object) -> FoldTable:
+def _build(
+    kind: Callable[[int, str], int], sequence: Callable[[int, str], list[int]], simplified: Mapping[str, str]
+) -> FoldTable:
     kinds = np.zeros(0x110000, np.uint8)
     single = np.arange(0x110000, dtype=np.int32)
     starts: list[int] = [0]
     sequences: list[int] = []
-    for code in range(0x110000):
-        if 0xD800 <= code <= 0xDFFF or 0xE000 <= code <= 0xF8FF or 0x323B0 <= code < 0xE0000 or code >= 0xE1000:
+    plain = np.zeros(0x110000, bool)
+    for low, high in _PLAIN_RANGES:
+        plain[low : high + 1] = True
+    kinds[plain] = SINGLE
+    for character, simple in simplified.items():
+        if plain[ord(character)]:
+            single[ord(character)] = ord(simple)
+    outside = np.flatnonzero(~plain[:0x20000]).tolist()
+    for code in [*outside, *range(0x2F800, 0x2FA20), *range(0xE0000, 0xE1000)]:
+        if 0xD800 <= code <= 0xF8FF:
             continue
         character = chr(code)
         category = unicodedata.category(character)
         if category == "Cn":
             continue
-        what = kind(code, category)  # type: ignore[operator]
+        what = kind(code, category)
         kinds[code] = what
         if what not in (WORD, SINGLE):
             continue
-        parts = sequence(code, character)  # type: ignore[operator]
+        parts = sequence(code, character)
         if not parts:
             kinds[code] = IGNORED if category[0] == "M" else SEPARATOR
         elif len(parts) == 1:
@@ -210,9 +225,9 @@ def _build(kind: object, sequence: object) -> FoldTable:
     entries[many] = (
         (kinds[many].astype(np.uint32) << np.uint32(28)) | np.uint32(1 << 27) | (-single[many] - 1).astype(np.uint32)
     )
-    parts = np.asarray(sequences, np.int64)
-    spelled = (np.maximum(kinds[parts], WORD).astype(np.uint32) << np.uint32(28)) | parts.astype(np.uint32)
-    return FoldTable(entries, np.asarray(starts, np.int64), spelled)
+    spelled = np.asarray(sequences, np.int64)
+    entry = (np.maximum(kinds[spelled], WORD).astype(np.uint32) << np.uint32(28)) | spelled.astype(np.uint32)
+    return FoldTable(entries, np.asarray(starts, np.int64), entry)
 
 
 @njit(cache=True, nogil=True, inline="always")

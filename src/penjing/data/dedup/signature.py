@@ -31,7 +31,7 @@ class SignatureShape:
     shingle_tokens: int = 5
     """Tokens in one shingle of the sketch and of MinHash."""
     sketch: int = 256
-    """Shingle hashes kept per document."""
+    """Shingle hashes kept per document; 0 makes neither sketch nor SimHash (exact copies only)."""
     bands: int = 0
     """MinHash bands; 0 makes none."""
     rows: int = 8
@@ -82,11 +82,19 @@ def sign(texts: pa.Array | pa.ChunkedArray, shape: SignatureShape) -> Signatures
 def sign_folded(folded: Folded, shape: SignatureShape) -> Signatures:
     """Signatures of documents already folded with the skeleton table."""
     documents = len(folded.point_offsets) - 1
-    sketch, offsets, tops = _sketches(folded.tokens, folded.token_offsets, shape.shingle_tokens, shape.sketch)
+    if shape.sketch:
+        sketch, offsets, tops = _sketches(folded.tokens, folded.token_offsets, shape.shingle_tokens, shape.sketch)
+        simhash = _sim_hashes(folded.tokens, folded.token_offsets, shape.feature_tokens)
+    else:
+        sketch, offsets, tops = (
+            np.zeros(0, np.uint32),
+            np.zeros(documents + 1, np.int64),
+            np.zeros(documents, np.uint32),
+        )
+        simhash = np.zeros(documents, np.uint64)
     bands = np.zeros((documents, shape.bands), np.uint64)
     if shape.bands:
         _min_hashes(folded.tokens, folded.token_offsets, shape.shingle_tokens, shape.rows, bands)
-    simhash = _sim_hashes(folded.tokens, folded.token_offsets, shape.feature_tokens)
     return Signatures(
         exact_keys(folded),
         np.diff(folded.point_offsets),

@@ -7,6 +7,7 @@ from urllib.parse import parse_qsl, quote, unquote, urlencode, urlsplit
 
 _TRACKING = re.compile(r"(?i)^(utm_.*|spm|gclid|fbclid|msclkid|yclid|from|share_.*|ref_src|_ga|scm|vd_source)$")
 _INDEX = re.compile(r"(?i)/(index|default)\.(html?|php|aspx?|jsp)$")
+_PLAIN = re.compile(r"https?://([a-z0-9-]+(?:\.[a-z0-9-]+)+)((?:/[A-Za-z0-9_~-][A-Za-z0-9_.~-]*)*/?)")
 _DEFAULT_PORT = {"http": 80, "https": 443}
 
 
@@ -19,6 +20,9 @@ def canonical_url(url: str) -> str:
     >>> canonical_url("HTTP://www.Example.com:80/a/./b/../index.html?utm_source=x&b=2&a=1#top")
     'https://example.com/a?a=1&b=2'
     """
+    plain = _PLAIN.fullmatch(url)
+    if plain is not None:  # most addresses: nothing to decode, so the general way below would change nothing else
+        return f"https://{plain[1].removeprefix('www.')}{_INDEX.sub('', plain[2]).rstrip('/')}"
     try:
         parts = urlsplit(url.strip())
         port = parts.port
