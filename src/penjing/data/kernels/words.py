@@ -108,7 +108,7 @@ def _split(data, offsets, classes, starts, ends, lengths, hashes, flags, first):
         while position < end:
             point, length = code_point(data, position)
             name = classes[point]
-            single = name == HAN or name == KANA
+            single = HAN <= name <= KANA
             part = (HAN < name <= DIGIT and not single) or (name == MARK and inside) or point == 0x5F
             if inside and not part:
                 starts[used], ends[used], lengths[used] = begin, position, count

@@ -60,8 +60,11 @@ def expand_url(name: str) -> list[str]:
     return sorted(f"{scheme}://{str(item).lstrip('/') if scheme != 'file' else item}" for item in found)
 
 
-def blocks(file: BinaryIO) -> Iterator[bytes | Cut]:
-    """Decompressed blocks of an open file, at most about 1 MiB of input at a time; at most one `Cut`, the last item."""
+def blocks(file: BinaryIO, *, resume: bool = False) -> Iterator[bytes | Cut]:
+    """Decompressed blocks of an open file, at most about 1 MiB of input at a time; at most one `Cut`, the last item.
+
+    With `resume`, reading goes on after a damaged gzip member with the next one that can be found, after a `Cut` for each.
+    """
     first = file.read(BLOCK)
     make = _decompressor(first[:6])
     if make is None:
@@ -76,7 +79,11 @@ def blocks(file: BinaryIO) -> Iterator[bytes | Cut]:
             started = True
         except (zlib.error, lzma.LZMAError, OSError, ValueError, _zstd_error()) as error:
             yield Cut(offset, f"damaged compressed data: {error}")
-            return
+            if not resume or make is not _Gzip:
+                return
+            skipped, block = _next_member(file, block[2:])
+            machine, started, offset = make(), False, offset + 2 + skipped
+            continue
         if data:
             yield data
         rest = machine.unused_data if machine.eof else b""
@@ -89,12 +96,17 @@ def blocks(file: BinaryIO) -> Iterator[bytes | Cut]:
         yield Cut(offset, "compressed data is cut short")
 
 
-def members(data_or_file: BinaryIO) -> Iterator[tuple[int, bytes | Cut]]:
-    """Like `blocks`, with the compressed offset at which each block's input began."""
-    offset = 0
-    for block in blocks(data_or_file):
-        yield offset, block
-        offset = data_or_file.tell()
+def _next_member(file: BinaryIO, block: bytes) -> tuple[int, bytes]:
+    """(bytes passed over, what follows) up to the next gzip header; nothing follows at the end."""
+    passed = 0
+    while block:
+        found = block.find(b"\x1f\x8b\x08")
+        if found >= 0:
+            return passed + found, block[found:] + file.read(BLOCK)
+        passed += max(0, len(block) - 2)
+        more = file.read(BLOCK)
+        block = block[-2:] + more if more else b""
+    return passed, b""
 
 
 class _Gzip:
