@@ -13,15 +13,18 @@ import pytest
 from penjing.data.perplexity.counts import BEGIN, END
 from penjing.data.perplexity.model import Tables, read_arpa, spelled_ngrams, tables_of, train, write_arpa
 from penjing.data.perplexity.score import score, score_streams
+from penjing.data.perplexity.store import load_language, manifest
 from penjing.data.perplexity.tiers import cutoffs, tier_of, weighted_percentiles
 from penjing.data.perplexity.units import (
     TokenVocabulary,
     count_tokens,
     normalise_for_pieces,
+    piece_vocabulary,
     token_hashes,
     token_vocabulary,
+    train_pieces,
 )
-from penjing.errors import InputError
+from penjing.errors import ConfigError, InputError
 
 TEXTS = pa.array(
     [
@@ -31,6 +34,38 @@ TEXTS = pa.array(
     ],
     pa.large_string(),
 )
+
+LMPLZ = {
+    "<unk>": (-0.86530143, 0.0),
+    "<s>": (0.0, -0.088637516),
+    "</s>": (-0.86530143, 0.0),
+    "a": (-0.86530143, -0.19748943),
+    "b": (-0.7191734, -0.17609124),
+    "c": (-0.67966485, -0.26884535),
+    "d": (-0.7191734, -0.13621975),
+    "a </s>": (-0.694814, 0.0),
+    "c </s>": (-0.5168468, 0.0),
+    "d </s>": (-0.43311357, 0.0),
+    "<s> a": (-0.95393896, -0.30103),
+    "a a": (-0.694814, -0.30103),
+    "c a": (-0.5168468, -0.30103),
+    "<s> b": (-0.60559726, -0.30103),
+    "a b": (-0.5921517, -0.30103),
+    "b c": (-0.49637115, -0.30103),
+    "<s> d": (-0.60559726, -0.30103),
+    "b d": (-0.55110997, -0.30103),
+    "c a </s>": (-0.2211533, 0.0),
+    "b c </s>": (-0.31387228, 0.0),
+    "<s> d </s>": (-0.16466427, 0.0),
+    "b d </s>": (-0.16466427, 0.0),
+    "<s> a a": (-0.5724681, 0.0),
+    "b c a": (-0.49652994, 0.0),
+    "<s> a b": (-0.33609378, 0.0),
+    "a a b": (-0.20212016, 0.0),
+    "<s> b c": (-0.18082434, 0.0),
+    "a b c": (-0.30735227, 0.0),
+    "a b d": (-0.5125419, 0.0),
+}
 
 
 def trained(order: int = 4, **settings: object) -> tuple[TokenVocabulary, list, Tables]:
@@ -113,3 +148,35 @@ def test_percentiles_weigh_and_ties_go_to_the_worse_side() -> None:
     assert tiers.tolist() == ["low", "head", "head", "middle", "tail", "tail", "tail"]
     by_bytes = cutoffs(np.arange(100.0), np.arange(100.0), head=30, middle=60, low=0)
     assert by_bytes["head"] == pytest.approx(55, abs=1)
+
+
+def test_every_value_equals_what_lmplz_computes() -> None:
+    """Reference values: kenlm's lmplz -o 3 --discount_fallback on these five sentences (log10 probability, log10 backoff)."""
+    lines = ["a b c", "a b d", "b c a", "a a b c", "d"]
+    vocabulary = count_tokens([pa.array(["\n".join(lines)], pa.large_string())], min_count=1, largest=10)
+    stream, _ = vocabulary.streams(pa.array(["\n".join(lines)], pa.large_string()))
+    ngrams = spelled_ngrams(train([stream], order=3, vocabulary=len(vocabulary.words)).orders, vocabulary)
+    assert len(ngrams) == len(LMPLZ)
+    for words, (probability, backoff) in LMPLZ.items():
+        if words != "<s>":
+            assert ngrams[words][0] == pytest.approx(probability, abs=1e-5), words
+        assert ngrams[words][1] == pytest.approx(backoff, abs=1e-5), words
+
+
+def test_ccnet_files_are_read_and_a_document_is_one_line(tmp_path: Path) -> None:
+    texts = pa.array(["河水流向大海 云遮住了月亮", "医生在读一封长信", "人们走过古老的桥"] * 20, pa.large_string())
+    vocabulary = train_pieces([texts], tmp_path / "state", size=60)
+    joined = piece_vocabulary(vocabulary.pieces, joined=True)
+    model = train([joined.streams(texts)[0]], order=3, vocabulary=len(joined.words))
+    write_arpa(tmp_path / "zh.arpa", model.orders, joined.words)
+    (tmp_path / "zh.sp.model").write_bytes(vocabulary.pieces)
+    assert list(manifest(tmp_path)["languages"]) == ["zh"]
+    scores = load_language(tmp_path, "zh").score(
+        pa.array(["河水流向大海\n医生在读一封长信", "河水流向大海医生在读一封长信"], pa.large_string())
+    )
+    assert scores.log_probability[0] == scores.log_probability[1]
+    assert scores.events[0] == scores.events[1]
+    (tmp_path / "zh.arpa").rename(tmp_path / "zh.arpa.bin")
+    load_language.cache_clear()
+    with pytest.raises((ConfigError, InputError), match=r"need the kenlm library|not a kenlm model"):
+        load_language(tmp_path, "zh").score(texts)

@@ -1,10 +1,12 @@
 """Language models on disk: one directory with a model per language, and the models another tool made.
 
-model.json                     version, and per language: units, order, words, n-grams, discounts, what it was trained on
-<lang>/words.parquet           the words by number
-<lang>/ngrams.safetensors      unigrams, and the hashed n-grams with their probabilities and backoffs
-<lang>/pieces.model            the SentencePiece model, when words are pieces
-<lang>/model.arpa              the same model as ARPA text, when wanted
+    model.json                 version, and per language: units, order, words, n-grams, discounts, training text
+    <lang>/words.parquet       the words by number
+    <lang>/ngrams.safetensors  unigrams, and the hashed n-grams with their probabilities and backoffs
+    <lang>/pieces.model        the SentencePiece model, when words are pieces
+    <lang>/model.arpa          the same model as ARPA text, when wanted
+
+A directory of CCNet's files (`ccnet`) is read as it is.
 """
 
 from __future__ import annotations
@@ -20,6 +22,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from safetensors.numpy import load_file, save_file
 
+from penjing.data.perplexity import ccnet
 from penjing.data.perplexity.model import Tables, fill_entries
 from penjing.data.perplexity.score import Scores, score
 from penjing.data.perplexity.units import TokenVocabulary, Vocabulary, piece_vocabulary, token_hashes, token_vocabulary
@@ -67,6 +70,9 @@ def write_manifest(out: Path, languages: Mapping[str, Mapping[str, Any]]) -> Non
 
 def manifest(path: Path) -> dict[str, Any]:
     """What model.json says; InputError when `path` is not a model directory."""
+    foreign = ccnet.languages(path) if path.is_dir() else []
+    if foreign and not (path / MANIFEST).is_file():
+        return {"version": VERSION, "languages": {lang: {"units": "ccnet"} for lang in foreign}}
     if not (path / MANIFEST).is_file():
         raise InputError(
             fault(f"no {MANIFEST} here", where=path, expected="a directory made by the stage perplexity-model")
@@ -85,7 +91,7 @@ def manifest(path: Path) -> dict[str, Any]:
 
 
 @functools.lru_cache(maxsize=8)
-def load_language(path: Path, lang: str) -> LanguageModel:
+def load_language(path: Path, lang: str) -> LanguageModel | ccnet.KenlmModel | ccnet.ArpaModel:
     """The model of one language; kept in memory for the next call."""
     about = manifest(path)["languages"].get(lang)
     if about is None:
@@ -96,6 +102,8 @@ def load_language(path: Path, lang: str) -> LanguageModel:
                 expected=f"one of {', '.join(sorted(manifest(path)['languages']))}",
             )
         )
+    if about["units"] == "ccnet":
+        return ccnet.load(path, lang)
     folder = path / lang
     words: list[str] = pq.read_table(folder / "words.parquet").column("word").to_pylist()
     arrays = load_file(folder / "ngrams.safetensors")
