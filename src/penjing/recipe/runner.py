@@ -131,7 +131,11 @@ def run_stage(step: Step, out: Path, *, workers: int = 1, engine: str = "local",
     stop = Stop()
     with place.exclusive(), console.live(), stop.listening():
         identity = _identity(step, {}, contents)
-        if (partial := place.partial(step.name)) and (change := _partial_change(partial, identity)):
+        partial = place.partial(step.name)
+        change = _partial_change(partial, identity) if partial else ""
+        if change and _failed_early(place, step.name):
+            place.discard(step.name)
+        elif change:
             raise ConfigError(fault("an interrupted run with other settings is in the way", where=place.path, found=change,
                                     fix="remove that directory or repeat the earlier settings"))
         job = Job(workers=workers, engine=engine, tensorboard=tensorboard, stop=stop)
