@@ -57,10 +57,16 @@ def test_causal_best_fit_with_split_documents_is_full(tmp_path):
 @given(st.lists(st.tuples(st.integers(1, 90), st.integers(1, 60)), min_size=1, max_size=120))
 def test_two_sided_fit_holds_every_item_once(items):
     encoder, decoder = np.array(items).T
-    packing = vector_fit(encoder, decoder, 90, 60, window=16)
+    packing = vector_fit(encoder, decoder, 90, 60, pool=16)
     assert sorted(packing.items.tolist()) == list(range(len(items)))
     assert np.add.reduceat(encoder[packing.items], packing.edges[:-1]).max() <= 90
     assert np.add.reduceat(decoder[packing.items], packing.edges[:-1]).max() <= 60
+
+
+def test_two_sided_fit_is_full_when_the_sides_match():
+    rng = np.random.default_rng(0)
+    encoder, decoder = rng.integers(5, 400, 20000), rng.integers(1, 120, 20000)
+    assert vector_fit(encoder, decoder, 1024, 304, rng=rng).fill > 0.97
 
 
 def test_concat_reads_every_token_once_per_epoch_in_a_new_order(tmp_path):

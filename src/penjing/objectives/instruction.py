@@ -31,19 +31,20 @@ def instruction(prompt: Ids, answer: Ids, *, special: Special, encoder_length: i
 
 
 def vector_fit(encoder: NDArray[np.integer], decoder: NDArray[np.integer], room_e: int, room_d: int, *,
-               rng: np.random.Generator | None = None, window: int = 256) -> Packing:
-    """Two-sided best fit: long items first, each into the open row it leaves best filled on both sides."""
+               rng: np.random.Generator | None = None, pool: int = 1024) -> Packing:
+    """Two-sided packing: each row takes, among the next `pool` items, what fits its remaining room best on both sides.
+
+    Of three ideas of "best" the one that needs the fewest rows for these items is used. Every item must fit a row by itself.
+    """
     from penjing.objectives import kernels
 
-    size = np.maximum(np.asarray(encoder) / room_e, np.asarray(decoder) / room_d)
-    shuffled = np.arange(len(size)) if rng is None else rng.permutation(len(size))
-    order = shuffled[np.argsort(-size[shuffled], kind="stable")]
-    bins, count = kernels.vector_fit(np.asarray(encoder, np.int32), np.asarray(decoder, np.int32), order, room_e, room_d, window)
-    items = order[np.argsort(bins[order], kind="stable")]
-    edges = np.zeros(count + 1, np.int64)
-    np.cumsum(np.bincount(bins, minlength=count), out=edges[1:])
+    order = np.arange(len(encoder)) if rng is None else rng.permutation(len(encoder))
+    sizes = np.asarray(encoder, np.int32), np.asarray(decoder, np.int32)
+    tries = (kernels.vector_fit(*sizes, order, room_e, room_d, pool, balance) for balance in (0.0, 0.5, 1.0))
+    items, edges = min(tries, key=lambda found: len(found[1]))
     used = int(np.sum(encoder, dtype=np.int64) + np.sum(decoder, dtype=np.int64))
-    return Packing(items, edges, used / (count * (room_e + room_d)) if count else 1.0)
+    rows = len(edges) - 1
+    return Packing(items, edges, used / (rows * (room_e + room_d)) if rows else 1.0)
 
 
 class InstructionRows:
@@ -89,7 +90,7 @@ class InstructionRows:
 
     def _pack(self, epoch: int) -> tuple[Packing, NDArray[np.int64]]:
         rng = generator(self._seed, "packing", self.documents.name, epoch)
-        # Equal sizes that trade places may change the number of rows here, so every epoch lays out epoch 0's rows, shuffled.
+        # Another order would give another number of rows, so every epoch has the rows of epoch 0, shuffled.
         packing = vector_fit(self._size_e, self._size_d, self.encoder, self.decoder,
                              rng=generator(self._seed, "packing", self.documents.name, 0))
         return packing, rng.permutation(len(packing))

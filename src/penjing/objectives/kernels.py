@@ -207,34 +207,43 @@ def plan_block(
 
 @njit(cache=True)
 def vector_fit(encoder: NDArray[np.int32], decoder: NDArray[np.int32], order: NDArray[np.int64], room_e: int, room_d: int,
-               window: int) -> tuple[NDArray[np.int32], int]:
-    """Bin of every two-sided item: the open bin (of the last `window`) that the item leaves best filled, else a new one."""
-    bins = np.empty(len(encoder), np.int32)
-    open_id, left_e, left_d = np.empty(window, np.int32), np.empty(window, np.int64), np.empty(window, np.int64)
-    opened, held = 0, 0
-    for item in order:
-        e, d = encoder[item], decoder[item]
-        best, best_score = -1, 1e300
-        for place in range(held):
-            rest_e, rest_d = left_e[place] - e, left_d[place] - d
-            if rest_e < 0 or rest_d < 0:
-                continue
-            share_e, share_d = rest_e / room_e, rest_d / room_d
-            score = share_e + share_d + 2 * abs(share_e - share_d)
-            if score < best_score:
-                best, best_score = place, score
-        if best < 0:
-            if held == window:
-                best = 0
-                for place in range(1, held):
-                    if left_e[place] / room_e + left_d[place] / room_d < left_e[best] / room_e + left_d[best] / room_d:
-                        best = place
-            else:
-                best = held
-                held += 1
-            open_id[best], left_e[best], left_d[best] = opened, room_e, room_d
-            opened += 1
-        bins[item] = open_id[best]
-        left_e[best] -= e
-        left_d[best] -= d
-    return bins, opened
+               pool: int, balance: float) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Items by row, and where each row ends: a row takes, among the next `pool` items of `order`, the best, until none fits.
+
+    The best is, with balance 0, the one whose two sizes point most along the room that is left (largest dot product); else
+    the largest, less `balance` times the difference it leaves between the two sides.
+    """
+    total = len(order)
+    items, edges = np.empty(total, np.int64), np.zeros(total + 1, np.int64)
+    held, size_e, size_d = np.empty(pool, np.int64), np.empty(pool, np.float64), np.empty(pool, np.float64)
+    filled, taken, laid, rows = 0, 0, 0, 0
+    while laid < total:
+        left_e, left_d = room_e, room_d
+        while True:
+            while filled < pool and taken < total:
+                held[filled] = order[taken]
+                size_e[filled], size_d[filled] = encoder[order[taken]] / room_e, decoder[order[taken]] / room_d
+                filled += 1
+                taken += 1
+            share_e, share_d = left_e / room_e, left_d / room_d
+            best, best_score = -1, -1e300
+            for place in range(filled):
+                if balance == 0:
+                    score = size_e[place] * share_e + size_d[place] * share_d
+                else:
+                    gap = abs((share_e - size_e[place]) - (share_d - size_d[place]))
+                    score = size_e[place] + size_d[place] - balance * gap
+                if score > best_score and encoder[held[place]] <= left_e and decoder[held[place]] <= left_d:
+                    best, best_score = place, score
+            if best < 0:
+                break
+            item = held[best]
+            items[laid] = item
+            laid += 1
+            left_e -= encoder[item]
+            left_d -= decoder[item]
+            filled -= 1
+            held[best], size_e[best], size_d[best] = held[filled], size_e[filled], size_d[filled]
+        rows += 1
+        edges[rows] = laid
+    return items, edges[: rows + 1]
