@@ -91,13 +91,14 @@ def test_distilled_student_is_nearer_to_its_teacher(started: tuple[Path, Path], 
     inputs = {"checkpoint": model, "tokens": [tokens]}
     train.run(config(), inputs, tmp_path / "teacher", Job())
     train.run(config(tokens=3000), inputs, tmp_path / "alone", Job())
-    train.run(config(tokens=3000, distil={"weight": 1.0}), {**inputs, "teacher": tmp_path / "teacher"}, tmp_path / "taught", Job())
+    taught = config(tokens=3000, distil={"weight": 1.0})
+    train.run(taught, {**inputs, "teacher": tmp_path / "teacher"}, tmp_path / "taught", Job())
     ids = torch.from_numpy(np.fromfile(tokens / "stories.bin", "<u2")[:256].astype(np.int64))[None]
     found = {}
     for name in ("teacher", "alone", "taught"):
         with torch.no_grad():
             found[name] = AutoModelForCausalLM.from_pretrained(tmp_path / name)(input_ids=ids).logits.log_softmax(-1)
-    gap = {name: float((found["teacher"].exp() * (found["teacher"] - found[name])).sum(-1).mean()) for name in ("alone", "taught")}
+    gap = {name: float((found["teacher"].exp() * (found["teacher"] - other)).sum(-1).mean()) for name, other in found.items()}
     assert gap["taught"] < 0.8 * gap["alone"]
 
 

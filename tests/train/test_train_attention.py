@@ -8,8 +8,16 @@ import numpy as np
 import pytest
 import torch
 
-from penjing.train import attention
+from penjing.train import attention, tiles
 from penjing.train.attention import attend, cross_isolation, self_isolation
+
+
+@pytest.fixture(autouse=True, params=["tiles", "long"])
+def both_ways(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every promise holds for documents in tiles and for long ones, which tiny tests reach by lowering the limit."""
+    tiles._plan.cache_clear()
+    if request.param == "long":
+        monkeypatch.setattr(tiles, "LEVELS", (8,))
 
 
 def segments(rows: int, length: int, mean: int, seed: int) -> np.ndarray:

@@ -1,9 +1,9 @@
 """Attention that keeps the documents of a packed row apart.
 
 Rows are flattened to one line of T tokens and every document is a stretch of it, so work follows the sum of squared document
-lengths, not the squared row length, and no S x S mask exists. On a processor the operator below runs torch's own flash kernel
-over groups of documents of similar length; on a GPU it is torch's variable-length flash attention. Models reach it through
-transformers' attention interface under the name in `IMPLEMENTATION`; the layout travels as the keyword `isolation`.
+lengths, not the squared row length, and no S x S mask exists. On a processor short documents are computed together in tiles
+(tiles.py) and long ones by torch's own flash kernel; on a GPU it is torch's variable-length flash attention. Models reach it
+through transformers' attention interface under the name in `IMPLEMENTATION`; the layout travels as the keyword `isolation`.
 
 Shape suffixes: B rows, S positions, T = B*S, H heads, G key/value heads, D head dimension, N stretches.
 """
@@ -13,16 +13,15 @@ Shape suffixes: B rows, S positions, T = B*S, H heads, G key/value heads, D head
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from penjing.train.tiles import Long, Plan, Tiles, plan
+
 IMPLEMENTATION = "penjing_isolated"
-_GROUP_RATIO = 0.9
-"""Documents at least this share of the longest in their group are run together, padded to it."""
 _NATIVE_16BIT_FROM = 1024
 """Below this length torch's 16-bit flash backward on a processor is up to 3.5 times slower than its 32-bit one."""
 
@@ -101,6 +100,9 @@ def attend(query_THD: Tensor, key_TGD: Tensor, value_TGD: Tensor, isolation: Iso
     if query_THD.is_cuda:
         return _attend_cuda(query_THD, key_TGD, value_TGD, isolation, scale, window)
     span = window if window is not None and window < isolation.max_k else 0
+    if not torch.compiler.is_compiling():
+        made: Tensor = _Eager.apply(query_THD, key_TGD, value_TGD, isolation, scale, span)
+        return made
     out, _ = torch.ops.penjing.isolated(query_THD, key_TGD, value_TGD, isolation.cu_q_N1, isolation.cu_k_N1,
                                         isolation.kind_N, isolation.prefix_T, isolation.causal, scale, span)
     return out
@@ -126,7 +128,7 @@ def transformers_attention(module: Any, query: Tensor, key: Tensor, value: Tenso
     batch, heads, length, dim = query.shape
     scale = dim**-0.5 if scaling is None else scaling
     q, k, v = (tensor.transpose(1, 2).flatten(0, 1) for tensor in (query, key, value))
-    if q.dtype != v.dtype:  # rotary embeddings leave q and k in fp32 under autocast, which does not see this operator
+    if q.is_cuda and q.dtype != v.dtype:  # rotary embeddings leave q and k in fp32 under autocast
         q, k = q.to(v.dtype), k.to(v.dtype)
     out = attend(q, k, v, isolation, scale=scale, window=sliding_window)
     return out.view(batch, length, heads, dim), None
@@ -142,44 +144,20 @@ def register() -> None:
 @torch.library.custom_op("penjing::isolated", mutates_args=())
 def _isolated(q: Tensor, k: Tensor, v: Tensor, cu_q: Tensor, cu_k: Tensor, kind: Tensor, prefix: Tensor, causal: bool,
               scale: float, window: int) -> tuple[Tensor, Tensor]:
-    heads = q.shape[1]
-    out = q.new_zeros(q.shape)
-    lse = q.new_zeros(q.shape[:2], dtype=_sum_type(q))
-    for group in _groups(cu_q, cu_k, kind):
-        q_nhld, k_nhld, v_nhld = group.take_q(q), _repeat(group.take_k(k), heads), _repeat(group.take_k(v), heads)
-        mask = group.mask(causal, window, q_nhld, prefix)
-        o, logsum = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
-            q_nhld, k_nhld, v_nhld, 0.0, causal and mask is None, attn_mask=mask, scale=scale)
-        group.put_q(out, o)
-        group.put_q(lse, logsum)
+    out, lse, _ = _run(q, k, v, plan(cu_q, cu_k, kind, prefix, causal, window), causal, scale)
     return out, lse
 
 
 @_isolated.register_fake
 def _(q: Tensor, k: Tensor, v: Tensor, cu_q: Tensor, cu_k: Tensor, kind: Tensor, prefix: Tensor, causal: bool, scale: float,
       window: int) -> tuple[Tensor, Tensor]:
-    return q.new_empty(q.shape), q.new_empty(q.shape[:2], dtype=_sum_type(q))
-
-
-def _sum_type(q: Tensor) -> torch.dtype:
-    return torch.float64 if q.dtype == torch.float64 else torch.float32
+    return v.new_empty(q.shape), q.new_empty(q.shape[:2], dtype=_sum_type(q))
 
 
 @torch.library.custom_op("penjing::isolated_backward", mutates_args=())
 def _isolated_backward(grad: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, cu_q: Tensor, cu_k: Tensor,
                        kind: Tensor, prefix: Tensor, causal: bool, scale: float, window: int) -> tuple[Tensor, Tensor, Tensor]:
-    heads = q.shape[1]
-    grad_q, grad_k, grad_v = q.new_zeros(q.shape), k.new_zeros(k.shape), v.new_zeros(v.shape)
-    for group in _groups(cu_q, cu_k, kind):
-        q_nhld, k_nhld, v_nhld = group.take_q(q), _repeat(group.take_k(k), heads), _repeat(group.take_k(v), heads)
-        mask = group.mask(causal, window, q_nhld, prefix)
-        dq, dk, dv = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward(
-            group.take_q(grad, like=q_nhld), q_nhld, k_nhld, v_nhld, group.take_q(out), group.take_lse(lse), 0.0,
-            causal and mask is None, attn_mask=mask, scale=scale)
-        group.put_q(grad_q, dq)
-        group.put_k(grad_k, _gather_heads(dk, k.shape[1]))
-        group.put_k(grad_v, _gather_heads(dv, v.shape[1]))
-    return grad_q, grad_k, grad_v
+    return _run_back(grad, q, k, v, out, lse, plan(cu_q, cu_k, kind, prefix, causal, window), causal, scale, None)
 
 
 @_isolated_backward.register_fake
@@ -194,135 +172,134 @@ def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> N
 
 
 def _back(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
-    q, k, v, out, lse, cu_q, cu_k, kind, prefix = ctx.saved_tensors
-    grads = torch.ops.penjing.isolated_backward(grad, q, k, v, out, lse, cu_q, cu_k, kind, prefix, ctx.causal,
-                                                    ctx.scale, ctx.window)
+    grads = torch.ops.penjing.isolated_backward(grad, *ctx.saved_tensors, ctx.causal, ctx.scale, ctx.window)
     return (*grads, None, None, None, None, None, None, None)
 
 
 torch.library.register_autograd("penjing::isolated", _back, setup_context=_keep)
 
 
-@dataclass(frozen=True)
-class _Group:
-    """Documents run in one call of the kernel: one stretch taken as it lies, or several gathered and padded."""
+class _Eager(torch.autograd.Function):
+    """The same operator where nothing is compiled: it may keep the attention shares of short documents for its backward."""
 
-    starts_q: tuple[int, ...]
-    lengths_q: tuple[int, ...]
-    starts_k: tuple[int, ...]
-    lengths_k: tuple[int, ...]
-    index_q: Tensor | None
-    """Positions of the real queries on the line; None when there is one document."""
-    slot_q: Tensor | None
-    """Their places in the padded n x L block."""
-    index_k: Tensor | None
-    slot_k: Tensor | None
+    @staticmethod
+    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, isolation: Isolation, scale: float, window: int) -> Tensor:
+        layout = plan(isolation.cu_q_N1, isolation.cu_k_N1, isolation.kind_N, isolation.prefix_T, isolation.causal, window)
+        out, lse, shares = _run(q, k, v, layout, isolation.causal, scale)
+        ctx.save_for_backward(q, k, v, out if layout.longs else None, lse if layout.longs else None, *shares)
+        ctx.rest = (layout, isolation.causal, scale)
+        return out
 
-    def take_q(self, x: Tensor, *, like: Tensor | None = None) -> Tensor:
-        """T H D -> n H L D."""
-        taken = _take(x, self.starts_q, self.lengths_q, self.index_q, self.slot_q)
-        return taken if like is None else taken.to(like.dtype)
-
-    def take_k(self, x: Tensor) -> Tensor:
-        return _take(x, self.starts_k, self.lengths_k, self.index_k, self.slot_k)
-
-    def take_lse(self, lse_TH: Tensor) -> Tensor:
-        return self.take_q(lse_TH.unsqueeze(-1)).squeeze(-1).contiguous()
-
-    def put_q(self, target: Tensor, x: Tensor) -> None:
-        _put(target, x, self.starts_q, self.lengths_q, self.index_q, self.slot_q)
-
-    def put_k(self, target: Tensor, x: Tensor) -> None:
-        _put(target, x, self.starts_k, self.lengths_k, self.index_k, self.slot_k)
-
-    def mask(self, causal: bool, window: int, q: Tensor, prefix: Tensor) -> Tensor | None:
-        """None where causality alone keeps padding out: it lies after every real query."""
-        longest_q, longest_k = max(self.lengths_q), max(self.lengths_k)
-        windowed = causal and 0 < window < longest_k
-        ragged = not causal and len(set(self.lengths_k)) > 1
-        prefixed = causal and prefix.numel() > 0
-        if not (windowed or ragged or prefixed):
-            return None
-        position_k = torch.arange(longest_k)
-        seen = position_k[None, None, :] < torch.tensor(self.lengths_k)[:, None, None]
-        if causal:
-            distance = torch.arange(longest_q)[:, None] - position_k[None, :]
-            order = (distance >= 0) & (distance < (window or longest_k + 1))
-            if prefixed:
-                shown = self.take_k(prefix[:, None, None].to(q.dtype))[:, 0, :, 0] > 0
-                seen = (order[None] | shown[:, None, :]) & seen
-            else:
-                seen = order[None]
-        bias = torch.zeros(seen.shape, dtype=q.dtype).masked_fill_(~seen, float("-inf"))
-        return bias[:, None].expand(-1, 1, longest_q, -1)
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        q, k, v, out, lse, *shares = ctx.saved_tensors
+        layout, causal, scale = ctx.rest
+        return (*_run_back(grad, q, k, v, out, lse, layout, causal, scale, shares), None, None, None)
 
 
-def _take(x: Tensor, starts: tuple[int, ...], lengths: tuple[int, ...], index: Tensor | None, slot: Tensor | None) -> Tensor:
-    widened = x if max(lengths) >= _NATIVE_16BIT_FROM or x.dtype == torch.float64 else x.float()
-    if index is None:
-        return widened[starts[0] : starts[0] + lengths[0]].unsqueeze(0).transpose(1, 2)
-    block = widened.new_zeros(len(starts) * max(lengths), *x.shape[1:])
-    block[slot] = widened[index]
-    return block.view(len(starts), max(lengths), *x.shape[1:]).transpose(1, 2)
+def _run(q: Tensor, k: Tensor, v: Tensor, layout: Plan, causal: bool, scale: float) -> tuple[Tensor, Tensor, list[Tensor]]:
+    """Output in v's type, log-sums of the long documents' scores, and the attention shares of the tiles."""
+    lines, shares = [], []
+    for tiles in layout.tiles:
+        share = _shares(tiles, _take(q, tiles.index_q, tiles, k.shape[1]), _take(k, tiles.index_k, tiles, k.shape[1]), scale)
+        share = share.to(v.dtype)
+        lines.append(_lay_out(share @ _take(v, tiles.index_k, tiles, v.shape[1]), tiles.count, q.shape[1]))
+        shares.append(share)
+    out = _way_back(lines, layout.back_q, q, v.dtype)
+    lse = q.new_zeros(q.shape[:2], dtype=_sum_type(q))
+    for long in layout.longs:
+        ins = [_wide(long, part) for part in _pieces(long, q, k, v)]
+        made, logsum = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
+            *ins, 0.0, causal and long.bias_1WW is None, attn_mask=_bias(long, ins[0]), scale=scale)
+        _put(out, made, long.start_q, long.length_q, long.backwards)
+        _put(lse.unsqueeze(-1), logsum.unsqueeze(-1), long.start_q, long.length_q, long.backwards)
+    return out, lse, shares
 
 
-def _put(target: Tensor, x: Tensor, starts: tuple[int, ...], lengths: tuple[int, ...], index: Tensor | None,
-         slot: Tensor | None) -> None:
-    lines = x.transpose(1, 2).flatten(0, 1)
-    if index is None:
-        target[starts[0] : starts[0] + lengths[0]] = lines
-    else:
-        target[index] = lines[slot].to(target.dtype)
+def _run_back(grad: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, layout: Plan, causal: bool, scale: float,
+              shares: list[Tensor] | None) -> tuple[Tensor, Tensor, Tensor]:
+    groups = k.shape[1]
+    lines: tuple[list[Tensor], list[Tensor], list[Tensor]] = ([], [], [])
+    for number, tiles in enumerate(layout.tiles):
+        wide_q, wide_k = _take(q, tiles.index_q, tiles, groups), _take(k, tiles.index_k, tiles, groups)
+        share = _shares(tiles, wide_q, wide_k, scale).to(v.dtype) if shares is None else shares[number]
+        pull = _take(grad, tiles.index_q, tiles, groups, empty=tiles.empty_q).to(share.dtype)
+        dshare = pull @ _take(v, tiles.index_k, tiles, groups).transpose(1, 2)
+        dscore = torch.ops.aten._softmax_backward_data(dshare, share, -1, share.dtype).mul_(scale)
+        lines[0].append(_lay_out(dscore @ wide_k.to(share.dtype), tiles.count, q.shape[1]))
+        lines[1].append(_lay_out(dscore.transpose(1, 2) @ wide_q.to(share.dtype), tiles.count, groups))
+        lines[2].append(_lay_out(share.transpose(1, 2) @ pull, tiles.count, groups))
+    grad_q = _way_back(lines[0], layout.back_q, q, q.dtype)
+    grad_k, grad_v = (_way_back(line, layout.back_k, x, x.dtype) for line, x in ((lines[1], k), (lines[2], v)))
+    for long in layout.longs:
+        ins = [_wide(long, part) for part in _pieces(long, q, k, v)]
+        pull, made = (_wide(long, _cut(x, long.start_q, long.length_q, long.backwards)) for x in (grad, out))
+        logsum = _cut(lse.unsqueeze(-1), long.start_q, long.length_q, long.backwards).squeeze(-1).contiguous()
+        dq, dk, dv = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward(
+            pull, *ins, made, logsum, 0.0, causal and long.bias_1WW is None, attn_mask=_bias(long, ins[0]), scale=scale)
+        _put(grad_q, dq, long.start_q, long.length_q, long.backwards)
+        for target, made in ((grad_k, dk), (grad_v, dv)):
+            _put(target, made.unflatten(1, (groups, -1)).sum(2), long.start_k, long.length_k, long.backwards)
+    return grad_q, grad_k, grad_v
 
 
-def _repeat(x_NGLD: Tensor, heads: int) -> Tensor:
-    groups = x_NGLD.shape[1]
-    return x_NGLD if groups == heads else x_NGLD.repeat_interleave(heads // groups, dim=1)
+def _take(x_THD: Tensor, index: Tensor, tiles: Tiles, groups: int, *, empty: Tensor | None = None) -> Tensor:
+    """Rows into tiles: n*G by W (queries that share a key head below each other: rep*W) by D."""
+    heads, dim = x_THD.shape[1:]
+    taken = x_THD.reshape(x_THD.shape[0], -1).index_select(0, index)
+    if empty is not None:
+        taken.index_fill_(0, empty, 0.0)
+    return taken.view(tiles.count, -1, groups, heads // groups, dim).permute(0, 2, 3, 1, 4).reshape(tiles.count * groups, -1, dim)
 
 
-def _gather_heads(x_NHLD: Tensor, groups: int) -> Tensor:
-    if x_NHLD.shape[1] == groups:
-        return x_NHLD
-    return x_NHLD.unflatten(1, (groups, -1)).sum(2)
+def _lay_out(x: Tensor, count: int, heads: int) -> Tensor:
+    """The inverse of `_take`: places of all tiles end to end, H D."""
+    return x.view(count, heads, -1, x.shape[-1]).transpose(1, 2).reshape(-1, heads * x.shape[-1])
 
 
-def _groups(cu_q: Tensor, cu_k: Tensor, kind: Tensor) -> list[_Group]:
-    return _group_documents(cu_q.numpy().tobytes(), cu_k.numpy().tobytes(), kind.numpy().tobytes())
+def _way_back(lines: list[Tensor], back: Tensor, like_THD: Tensor, kind: torch.dtype) -> Tensor:
+    if not lines:
+        return like_THD.new_zeros(like_THD.shape, dtype=kind)
+    width = lines[0].shape[1]
+    line = torch.cat([*lines, lines[0].new_zeros(1, width)])
+    return line.index_select(0, back).to(kind).view(-1, *like_THD.shape[1:])
 
 
-@lru_cache(maxsize=64)
-def _group_documents(cu_q_bytes: bytes, cu_k_bytes: bytes, kind_bytes: bytes) -> list[_Group]:
-    cu_q, cu_k = np.frombuffer(cu_q_bytes, np.int32), np.frombuffer(cu_k_bytes, np.int32)
-    kind = np.frombuffer(kind_bytes, np.int8)
-    real = np.flatnonzero(kind)
-    length_q, length_k = np.diff(cu_q)[real], np.diff(cu_k)[real]
-    order = np.lexsort((real, -length_k, -length_q))
-    groups: list[list[int]] = []
-    for place in order:
-        head = groups[-1][0] if groups else None
-        if (head is not None and length_q[place] >= _GROUP_RATIO * length_q[head]
-                and _GROUP_RATIO * length_k[head] <= length_k[place] <= length_k[head] / _GROUP_RATIO):
-            groups[-1].append(int(place))
-        else:
-            groups.append([int(place)])
-    return [_group(cu_q[real[g]], length_q[g], cu_k[real[g]], length_k[g], kind[real[g]] == 2) for g in groups]
+def _shares(tiles: Tiles, q: Tensor, k: Tensor, scale: float) -> Tensor:
+    """Softmax of the scores in fp32."""
+    kind = _sum_type(q)
+    scores = torch.bmm(q.to(kind), k.to(kind).transpose(1, 2)).mul_(scale)
+    scores.view(tiles.count, -1, tiles.width_q, tiles.width_k).add_(tiles.bias_n1WW.to(kind))
+    return scores.softmax(-1)
 
 
-def _group(starts_q: np.ndarray, lengths_q: np.ndarray, starts_k: np.ndarray, lengths_k: np.ndarray,
-           backwards: np.ndarray) -> _Group:
-    plain = [tuple(int(value) for value in part) for part in (starts_q, lengths_q, starts_k, lengths_k)]
-    if len(starts_q) == 1 and not backwards[0]:
-        return _Group(plain[0], plain[1], plain[2], plain[3], None, None, None, None)
-    return _Group(plain[0], plain[1], plain[2], plain[3], *_places(starts_q, lengths_q, backwards),
-                  *_places(starts_k, lengths_k, backwards))
+def _pieces(long: Long, q: Tensor, k: Tensor, v: Tensor) -> list[Tensor]:
+    """Queries, keys and values of a long document, 1 H L D, keys and values repeated for every query head."""
+    rest = [_cut(x, long.start_k, long.length_k, long.backwards).repeat_interleave(q.shape[1] // x.shape[1], 1) for x in (k, v)]
+    return [_cut(q, long.start_q, long.length_q, long.backwards), *rest]
 
 
-def _places(starts: np.ndarray, lengths: np.ndarray, backwards: np.ndarray) -> tuple[Tensor, Tensor]:
-    longest = int(lengths.max())
-    lines = [np.arange(start, start + length) for start, length in zip(starts, lengths, strict=True)]
-    index = np.concatenate([line[::-1] if back else line for line, back in zip(lines, backwards, strict=True)])
-    slot = np.concatenate([np.arange(i * longest, i * longest + length) for i, length in enumerate(lengths)])
-    return torch.from_numpy(index.astype(np.int64)), torch.from_numpy(slot.astype(np.int64))
+def _cut(x: Tensor, start: int, length: int, backwards: bool) -> Tensor:
+    part = x[start : start + length].unsqueeze(0).transpose(1, 2)
+    return part.flip(2) if backwards else part
+
+
+def _put(target: Tensor, x_1HLD: Tensor, start: int, length: int, backwards: bool) -> None:
+    part = x_1HLD[0].transpose(0, 1)
+    target[start : start + length] = part.flip(0) if backwards else part
+
+
+def _bias(long: Long, q: Tensor) -> Tensor | None:
+    return None if long.bias_1WW is None else long.bias_1WW[None].to(q.dtype)
+
+
+def _wide(long: Long, x: Tensor) -> Tensor:
+    """fp32 below the length from which torch's 16-bit kernel is the faster one."""
+    return x.float() if x.dtype in (torch.bfloat16, torch.float16) and long.length_q < _NATIVE_16BIT_FROM else x
+
+
+def _sum_type(q: Tensor) -> torch.dtype:
+    return torch.float64 if q.dtype == torch.float64 else torch.float32
 
 
 def _padded(cu: np.ndarray, rows: int) -> np.ndarray:

@@ -25,6 +25,8 @@ from penjing.train.config import TrainConfig
 from penjing.train.feed import Step, StreamLike, ahead, prepare_step
 from penjing.train.guard import Guard, keep_batch
 from penjing.train.held_out import HeldOut, bits_per_byte
+from penjing.train.light import lighten
+from penjing.train.memory import keep_freed_memory
 from penjing.train.schedule import learning_rate
 
 VERSION = 1
@@ -65,7 +67,12 @@ class Run:
         self.precision = model.resolve_precision(config.precision, self.device)
         self.model: nn.Module = model.load(checkpoint).to(self.device).train()
         taught = None if teacher is None else model.load(teacher).to(self.device)
-        self.objective = model.Objective(self.model, config, teacher=taught, product=model.PRODUCTS[self.precision])
+        product = model.PRODUCTS[self.precision]
+        if self.device.type == "cpu":
+            keep_freed_memory()
+            for one in (self.model, *([taught] if taught is not None else [])):
+                lighten(one, product=product)
+        self.objective = model.Objective(self.model, config, teacher=taught, product=product)
         self.sources: tuple[str, ...] = tuple(getattr(stream, "sources", ("all",)))
         self.parameters = optim.choose_trainable(self.model, config)
         self.optimizer = optim.build_optimizer(self.parameters, config)

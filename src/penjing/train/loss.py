@@ -86,9 +86,10 @@ class _Chunked(torch.autograd.Function):
             hidden_CH = hidden[part].to(factor)
             logits_CV = _logits(hidden_CH, matrix, bias, kind, vocab)
             weights_C, targets_C = weights[part].to(kind), targets[part]
-            logsum_C = logits_CV.logsumexp(1)
             chosen_C = logits_CV.gather(1, targets_C[:, None]).squeeze(1)
-            nll[part] = logsum_C - chosen_C
+            logp_CV = F.log_softmax(logits_CV, 1)  # one fused kernel, where logsumexp would be four
+            nll[part] = -logp_CV.gather(1, targets_C[:, None]).squeeze(1)
+            logsum_C = nll[part] + chosen_C
             total += label_share * (nll[part] * weights_C).sum()
             if z_loss:
                 total += z_loss * (logsum_C.square() * weights_C).sum()
@@ -101,7 +102,7 @@ class _Chunked(torch.autograd.Function):
                 continue
             # d(nll)/dlogits = softmax - onehot; the z term adds 2 z lse softmax
             pull_C = weights_C * (label_share + 2 * z_loss * logsum_C) if z_loss else weights_C * label_share
-            grad_CV = logits_CV.sub_(logsum_C[:, None]).exp_().mul_(pull_C[:, None])
+            grad_CV = logp_CV.exp_().mul_(pull_C[:, None])
             grad_CV.scatter_add_(1, targets_C[:, None], (-label_share * weights_C)[:, None])
             if teacher_grad_CV is not None:
                 grad_CV += teacher_grad_CV
