@@ -12,15 +12,7 @@ import torch
 from penjing.errors import InputError
 from penjing.files import hash_tree
 from penjing.models import tiny
-from penjing.models.checkpoint import (
-    Output,
-    from_float,
-    load_model,
-    open_checkpoint,
-    save_model,
-    to_float,
-    write_checkpoint,
-)
+from penjing.models.checkpoint import Output, from_float, load_model, open_checkpoint, save_model, to_float, write_checkpoint
 
 
 def test_copy_is_bit_identical_however_the_source_was_sharded(tmp_path: Path) -> None:
@@ -86,13 +78,9 @@ def test_an_interrupted_write_leaves_nothing_and_a_stamped_one_goes_on(tmp_path:
         write_checkpoint(tmp_path / "kept", config={"x": 1}, tensors=outputs, max_shard_bytes=4000, stamp="s")
     assert [file.name for file in (tmp_path / "kept").iterdir()] == ["model-00001-of-00002.safetensors"]
     before = (tmp_path / "kept" / "model-00001-of-00002.safetensors").stat().st_mtime_ns
-    write_checkpoint(
-        tmp_path / "kept", config={"x": 1}, tensors={"a": value, "b": value}, max_shard_bytes=4000, stamp="s"
-    )
+    write_checkpoint(tmp_path / "kept", config={"x": 1}, tensors={"a": value, "b": value}, max_shard_bytes=4000, stamp="s")
     assert (tmp_path / "kept" / "model-00001-of-00002.safetensors").stat().st_mtime_ns == before
-    write_checkpoint(
-        tmp_path / "fresh", config={"x": 1}, tensors={"a": value, "b": value}, max_shard_bytes=4000, stamp="s"
-    )
+    write_checkpoint(tmp_path / "fresh", config={"x": 1}, tensors={"a": value, "b": value}, max_shard_bytes=4000, stamp="s")
     assert hash_tree(tmp_path / "kept") == hash_tree(tmp_path / "fresh")
 
 
@@ -119,6 +107,35 @@ def test_a_pickle_that_wants_code_is_refused(tmp_path: Path) -> None:
     torch.save({"a": torch.zeros(2), "b": Path("/tmp")}, tmp_path / "pytorch_model.bin")
     with pytest.raises(InputError, match=r"this pickle holds more than tensors"):
         open_checkpoint(tmp_path)
+
+
+@pytest.mark.parametrize("new_format", [True, False])
+def test_bin_files_are_read_by_ranges_where_they_can_be(tmp_path: Path, new_format: bool) -> None:
+    whole = torch.arange(40.0).reshape(8, 5)
+    state = {
+        "whole": whole,
+        "part": whole[2:5],
+        "turned": whole.t(),
+        "half": torch.randn(3, 2).bfloat16(),
+        "scalar": torch.tensor(7),
+    }
+    torch.save(state, tmp_path / "pytorch_model.bin", _use_new_zipfile_serialization=new_format)
+    (tmp_path / "config.json").write_text("{}")
+    with open_checkpoint(tmp_path) as source:
+        assert set(source.names) == set(state)
+        for name, value in state.items():
+            assert torch.equal(source.read(name), value)
+        assert torch.equal(source.read("part", [2, 0]), whole[[4, 2]])
+        assert torch.equal(source.read("turned", slice(1, 3)), whole.t()[1:3])
+
+
+def test_a_deeper_t5_decoder_generates_once_loaded(tmp_path: Path) -> None:
+    model = tiny.save("t5", tmp_path)
+    assert model.config.num_decoder_layers > model.config.num_layers
+    assert (
+        load_model(tmp_path).generate(torch.tensor([[5, 9, 3]]), max_new_tokens=3, do_sample=False, eos_token_id=None).shape[1]
+        == 4
+    )
 
 
 def test_saved_model_loads_with_its_companions(tmp_path: Path, shared: Path) -> None:

@@ -21,8 +21,8 @@ import numpy as np
 from penjing.errors import InputError, fault
 from penjing.files import disk_faults, hash_text, read_json, write_json
 from penjing.models import shards
-from penjing.models.reader import DTYPES, Checkpoint, from_float, open_checkpoint, to_float
-from penjing.models.shards import STORAGE
+from penjing.models.reader import Checkpoint, from_float, open_checkpoint, to_float
+from penjing.models.shards import DTYPES, STORAGE
 
 __all__ = [
     "Checkpoint",
@@ -198,7 +198,14 @@ def load_model(path: str | Path, *, dtype: str = "float32") -> Any:
     missing = sorted(report["missing_keys"])
     if missing:
         raise InputError(fault(f"{len(missing)} weights are missing, first '{missing[0]}'", where=path))
+    if _cache_is_too_small(model.config):
+        model.generation_config.use_cache = False
     return model.eval()
+
+
+def _cache_is_too_small(config: Any) -> bool:
+    """T5 in transformers 5.24 sizes its cache by the encoder's layers, so that a deeper decoder cannot generate with it."""
+    return config.model_type in ("t5", "mt5", "umt5") and config.num_decoder_layers > config.num_layers
 
 
 def save_model(model: Any, out: str | Path, *, tokenizer_from: str | Path | None = None) -> None:

@@ -16,28 +16,9 @@ import numpy as np
 from penjing.errors import InputError, fault
 from penjing.files import hash_file, hash_text, read_json
 from penjing.models import family, shards
-from penjing.models.shards import STORAGE, Entry
+from penjing.models.shards import DTYPES, STORAGE, TORCH_NAMES, Entry
 
 CHUNK_BYTES = 16 << 20
-_TORCH_NAMES = {
-    "F64": "float64",
-    "F32": "float32",
-    "F16": "float16",
-    "BF16": "bfloat16",
-    "F8_E4M3": "float8_e4m3fn",
-    "F8_E5M2": "float8_e5m2",
-    "I64": "int64",
-    "I32": "int32",
-    "I16": "int16",
-    "I8": "int8",
-    "U8": "uint8",
-    "BOOL": "bool",
-    "U16": "uint16",
-    "U32": "uint32",
-    "U64": "uint64",
-}
-DTYPES = {torch_name: name for name, torch_name in _TORCH_NAMES.items()}
-"""PyTorch dtype name -> safetensors dtype."""
 
 
 class Checkpoint:
@@ -54,7 +35,7 @@ class Checkpoint:
     @property
     def names(self) -> list[str]:
         """Names of the tensors as the files have them."""
-        return list(self._entries) or list(self._pickled)
+        return [*self._entries, *self._pickled]
 
     def shape(self, name: str) -> tuple[int, ...]:
         return self._entry(name).shape
@@ -72,7 +53,7 @@ class Checkpoint:
 
         bits = self.read_bits(name, rows)
         tensor = torch.from_numpy(bits)
-        return tensor.view(getattr(torch, _TORCH_NAMES[self.dtype(name)]))
+        return tensor.view(getattr(torch, TORCH_NAMES[self.dtype(name)]))
 
     def read_float(self, name: str, rows: Any = None) -> np.ndarray:
         """Weights as NumPy float32, whatever they are stored in."""
@@ -212,12 +193,7 @@ def open_checkpoint(path: str | Path) -> Checkpoint:
     files, is_safe = _weight_files(path)
     known = config.get("model_type") in family.names()
     if not is_safe:
-        pickled = {}
-        for file, listed in files.items():
-            for name in listed if listed is not None else shards.load_pickled(file):
-                pickled[name] = file
-        checkpoint = Checkpoint(path, config, {}, pickled)
-        return _settled(checkpoint) if known else checkpoint
+        return _open_pickled(path, config, files, known=known)
     entries: dict[str, Entry] = {}
     for file, listed in files.items():
         found, _ = shards.read_header(file)
@@ -229,6 +205,20 @@ def open_checkpoint(path: str | Path) -> Checkpoint:
             raise InputError(fault(f"tensor '{sorted(repeated)[0]}' is in two files", where=file))
         entries.update(found)
     checkpoint = Checkpoint(path, config, entries, {})
+    return _settled(checkpoint) if known else checkpoint
+
+
+def _open_pickled(path: Path, config: dict[str, Any], files: dict[Path, list[str] | None], *, known: bool) -> Checkpoint:
+    entries: dict[str, Entry] = {}
+    pickled: dict[str, Path] = {}
+    for file, listed in files.items():
+        found, rest = shards.pickled_entries(file)
+        absent = [name for name in listed or () if name not in found and name not in rest]
+        if absent:
+            raise InputError(fault(f"no tensor '{absent[0]}', although the index says so", where=file))
+        entries.update(found)
+        pickled.update(dict.fromkeys(rest, file))
+    checkpoint = Checkpoint(path, config, entries, pickled)
     return _settled(checkpoint) if known else checkpoint
 
 
@@ -274,7 +264,7 @@ def to_float(bits: np.ndarray, dtype: str) -> np.ndarray:
     if dtype.startswith("F8"):
         import torch
 
-        return torch.from_numpy(bits).view(getattr(torch, _TORCH_NAMES[dtype])).float().numpy()
+        return torch.from_numpy(bits).view(getattr(torch, TORCH_NAMES[dtype])).float().numpy()
     return bits.astype(np.float32)
 
 
@@ -288,6 +278,6 @@ def from_float(values: np.ndarray, dtype: str) -> np.ndarray:
     if dtype.startswith("F8"):
         import torch
 
-        return torch.from_numpy(values).to(getattr(torch, _TORCH_NAMES[dtype])).view(torch.uint8).numpy()
+        return torch.from_numpy(values).to(getattr(torch, TORCH_NAMES[dtype])).view(torch.uint8).numpy()
     with np.errstate(over="ignore"):
         return values.astype(STORAGE[dtype])

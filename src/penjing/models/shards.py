@@ -40,6 +40,13 @@ STORAGE: dict[str, np.dtype[Any]] = {
     }.items()
 }
 """Safetensors dtype -> the NumPy type its bits are moved in."""
+TORCH_NAMES = {
+    "F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16", "F8_E4M3": "float8_e4m3fn",
+    "F8_E5M2": "float8_e5m2", "I64": "int64", "I32": "int32", "I16": "int16", "I8": "int8", "U8": "uint8", "BOOL": "bool",
+    "U16": "uint16", "U32": "uint32", "U64": "uint64",
+}
+DTYPES = {torch_name: name for name, torch_name in TORCH_NAMES.items()}
+"""PyTorch dtype name -> safetensors dtype."""
 _MAX_HEADER_BYTES = 100 << 20
 _WINDOW_BYTES = 64 << 20
 
@@ -185,19 +192,43 @@ def forget(file: int, offset: int, length: int) -> None:
         os.posix_fadvise(file, offset, length, os.POSIX_FADV_DONTNEED)
 
 
+def pickled_entries(path: Path) -> tuple[dict[str, Entry], list[str]]:
+    """Where the tensors of a `.bin` file lie in it, and the names of those that must be loaded (transposed, or an old file).
+
+    Nothing but the pickle is read; a tensor is then a range of the file, as in safetensors.
+    """
+    from torch._subclasses.fake_tensor import FakeTensorMode
+
+    with FakeTensorMode():
+        loaded = _unpickled(path)
+    size = path.stat().st_size
+    entries: dict[str, Entry] = {}
+    rest = []
+    for name, tensor in loaded.items():
+        start = getattr(tensor.untyped_storage(), "_checkpoint_offset", None)
+        dtype = DTYPES.get(str(tensor.dtype).removeprefix("torch."))
+        if start is None or dtype is None or not tensor.is_contiguous():
+            rest.append(name)
+            continue
+        entry = Entry(name, dtype, tuple(tensor.shape), path, start + tensor.storage_offset() * STORAGE[dtype].itemsize)
+        if entry.offset + entry.num_bytes > size:
+            raise InputError(fault(f"file ends inside tensor '{name}'", where=path, fix="fetch the file again"))
+        entries[name] = entry
+    return entries, rest
+
+
 def load_pickled(path: Path) -> dict[str, Any]:
-    """The tensors of a `.bin` file, memory-mapped where the file allows it; one that wants to run code is refused."""
+    """The tensors of a `.bin` file in memory; one that wants to run code is refused."""
+    return _unpickled(path)
+
+
+def _unpickled(path: Path) -> dict[str, Any]:
     import pickle
 
     import torch
 
     try:
-        try:
-            loaded = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-        except RuntimeError as error:
-            if "mmap" not in str(error):
-                raise
-            loaded = torch.load(path, map_location="cpu", weights_only=True)
+        loaded = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError as error:
         raise InputError(fault("weight file not found", where=path)) from error
     except pickle.UnpicklingError as error:
