@@ -37,12 +37,18 @@ def run(config: Config, inputs: Inputs, out: Path, job: Job) -> dict[str, Any]:
         raise InputError(fault("the tokens are of a larger vocabulary than the checkpoint", where=inputs["checkpoint"],
                                found=f"{rows} rows for {stream.vocab_size} ids", fix="tokenise with this checkpoint's "
                                "tokenizer, or extend its vocabulary first"))
-    held_out = None
-    if inputs.get("held_out") is not None:
+    held_out = validation = None
+    decoder_only = config.architecture == "decoder"
+    if config.objective == "d-ul2" and inputs.get("held_out") is not None:
+        validation = build_stream(_part(config, StreamConfig), inputs["held_out"])
+    elif config.objective == "d-ul2" and config.held_out_percent:
+        kept_apart = _part(config, StreamConfig).model_copy(update={"part": "held-out"})
+        validation = build_stream(kept_apart, inputs["tokens"])
+    if inputs.get("held_out") is not None and decoder_only:
         held_out = open_held_out(inputs["held_out"], sequence_length=config.sequence_length, vocab_size=rows)
     identity = {name: hash_tree(path, ignore=frozenset({"stage.json"})) for name, path in _paths(inputs)}
     return train(_part(config, TrainConfig), checkpoint=inputs["checkpoint"], stream=stream, out=out, job=job,
-                 teacher=inputs.get("teacher"), held_out=held_out, identity=identity)
+                 teacher=inputs.get("teacher"), held_out=held_out, validation=validation, identity=identity)
 
 
 def price(config: Config, inputs: Inputs) -> Estimate:
@@ -67,7 +73,11 @@ def price(config: Config, inputs: Inputs) -> Estimate:
 
 
 def _check(config: Config, inputs: Inputs) -> None:
-    limit = read_json(inputs["checkpoint"] / "config.json").get("max_position_embeddings")
+    described = read_json(inputs["checkpoint"] / "config.json")
+    limit = described.get("max_position_embeddings") or described.get("max_seq_length")
+    if bool(described.get("is_encoder_decoder")) != (config.architecture == "encoder-decoder"):
+        raise ConfigError(fault("the stream is for another kind of model", where="architecture", found=config.architecture,
+                                expected="encoder-decoder" if described.get("is_encoder_decoder") else "decoder"))
     if limit and config.sequence_length > limit:
         raise ConfigError(fault("rows are longer than the model's positions", where="sequence_length",
                                 found=config.sequence_length, expected=f"at most {limit} (max_position_embeddings)"))

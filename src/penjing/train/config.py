@@ -130,6 +130,10 @@ class TrainConfig(Config):
     """Steps between evaluations on the held-out tokens; default: only at the end."""
     evaluate_tokens: int | None = Field(None, ge=1)
     """Held-out tokens used per evaluation; default all."""
+    reweigh_every: int = Field(200, ge=1)
+    """d-ul2: steps between measurements of the seven denoisers, after which their shares move."""
+    reweigh_batches: int = Field(4, ge=1)
+    """d-ul2: held-out batches per denoiser and measurement; the same texts for all seven, every time."""
     threads: int | None = Field(None, ge=1)
     """Threads per process; default as many as the processor has cores (or OMP_NUM_THREADS says)."""
     deterministic: bool = True

@@ -45,6 +45,9 @@ class Part:
     encoder_positions: Tensor | None = None
     encoder_isolation: Isolation | None = None
     cross_isolation: Isolation | None = None
+    segments: Tensor | None = None
+    """Segment numbers of `tokens`, where there is an encoder."""
+    encoder_segments: Tensor | None = None
 
     def to(self, device: torch.device) -> Part:
         """The same on another device."""
@@ -85,7 +88,7 @@ def split(batch: Any, rows: slice) -> Part:
                 torch.from_numpy(np.ascontiguousarray(batch.weights_BD[rows])), self_isolation(decoder, causal=True),
                 _long(batch.source_B[rows]), None if denoisers is None else _long(denoisers[rows]),
                 _long(batch.encoder_tokens_BE[rows]), _long(batch.encoder_positions_BE[rows]),
-                self_isolation(encoder, causal=False), cross_isolation(decoder, encoder))
+                self_isolation(encoder, causal=False), cross_isolation(decoder, encoder), _long(decoder), _long(encoder))
 
 
 def label_weight(batch: Any) -> float:

@@ -9,6 +9,7 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -85,3 +86,23 @@ def bits_per_byte(objective: Objective, held_out: HeldOut, *, device: torch.devi
         objective.train(was_training)
     return {name: loss / math.log(2) / held_out.bytes_per_label.get(name, 1.0)
             for name, loss in tally.by_source(held_out.sources).items()}
+
+
+def denoiser_losses(objective: Objective, stream: Any, *, batches: int, device: torch.device) -> list[float]:
+    """Mean loss of each of UL2's seven denoisers over the same texts of a held-out stream."""
+    found = []
+    was_training = objective.training
+    objective.eval()
+    teacher, objective._teacher = objective._teacher, (None,)
+    try:
+        with torch.no_grad():
+            for denoiser in range(1, 8):
+                tally = Tally(len(stream.sources))
+                for index in range(batches):
+                    part = split(stream.denoiser_batch(index, denoiser), slice(None)).to(device)
+                    tally.add(part, objective(part).nll_T)
+                found.append(tally.loss)
+    finally:
+        objective._teacher = teacher
+        objective.train(was_training)
+    return found

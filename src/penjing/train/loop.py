@@ -18,13 +18,13 @@ from torch import nn
 
 from penjing import console
 from penjing.contract import Job
-from penjing.errors import GateError, InputError, Interrupted, fault
+from penjing.errors import ConfigError, GateError, InputError, Interrupted, fault
 from penjing.files import canonical_json, disk_faults, hash_text, read_json, write_json
 from penjing.train import metrics, model, optim, state
 from penjing.train.config import TrainConfig
 from penjing.train.feed import Step, StreamLike, ahead, prepare_step
 from penjing.train.guard import Guard, keep_batch
-from penjing.train.held_out import HeldOut, bits_per_byte
+from penjing.train.held_out import HeldOut, bits_per_byte, denoiser_losses
 from penjing.train.light import lighten
 from penjing.train.memory import keep_freed_memory
 from penjing.train.schedule import learning_rate
@@ -34,10 +34,11 @@ CURVE_POINTS = 100
 
 
 def train(config: TrainConfig, *, checkpoint: Path, stream: StreamLike, out: Path, job: Job, teacher: Path | None = None,
-          held_out: HeldOut | None = None, identity: Mapping[str, str] | None = None) -> dict[str, Any]:
+          held_out: HeldOut | None = None, validation: Any = None,
+          identity: Mapping[str, str] | None = None) -> dict[str, Any]:
     """Train `checkpoint` on `stream` and leave a plain Hugging Face checkpoint and train.json in `out`; gives its figures.
 
-    Resumes from `out`/state. `identity` names the content of the inputs; a state made from other content is refused.
+    `validation` is the stream that d-ul2 measures its denoisers on. Resumes from `out`/state. `identity` names the content of the inputs; a state made from other content is refused.
     Raises Interrupted when `job.stop()` says so (the state is saved first), GateError when the loss stops being a number or
     spikes too often, InputError for inputs that changed or do not fit.
     """
@@ -45,7 +46,7 @@ def train(config: TrainConfig, *, checkpoint: Path, stream: StreamLike, out: Pat
         shutil.rmtree(out / "state", ignore_errors=True)
         return _figures(read_json(out / "train.json"))
     run = Run(config, checkpoint=checkpoint, stream=stream, out=out, job=job, teacher=teacher, held_out=held_out,
-              identity=dict(identity or {}))
+              validation=validation, identity=dict(identity or {}))
     run.resume()
     run.go()
     return run.finish()
@@ -55,7 +56,7 @@ class Run:
     """A training run in one process."""
 
     def __init__(self, config: TrainConfig, *, checkpoint: Path, stream: StreamLike, out: Path, job: Job,
-                 teacher: Path | None, held_out: HeldOut | None, identity: dict[str, str]) -> None:
+                 teacher: Path | None, held_out: HeldOut | None, validation: Any, identity: dict[str, str]) -> None:
         if config.threads:
             torch.set_num_threads(config.threads)
         self.config, self.checkpoint, self.stream, self.out, self.job, self.held_out = (
@@ -80,6 +81,12 @@ class Run:
         self.saver = state.Saver(out / "state", keep=config.keep_states)
         self.identity = hash_text(canonical_json({
             "version": VERSION, "config": _identity_of(config), "stream": _plain(getattr(stream, "config", None)), **identity}))
+        self.validation = validation
+        self.shares: dict[str, Any] | None = getattr(stream, "initial_state", lambda: None)()
+        """d-ul2's state: the denoisers' shares and from where on they hold."""
+        if self.shares is not None and validation is None:
+            raise ConfigError(fault("d-ul2 has nothing to measure its denoisers on", fix="give held_out tokens, or set "
+                                    "held_out_percent"))
         self.step = 0
         """Steps done, dropped ones included."""
         self.cursor = 0
@@ -136,6 +143,8 @@ class Run:
         }
         if any(self.tail.denoisers[1:, 1]):
             report["final_loss_by_denoiser"] = {str(key): value for key, value in self.tail.by_denoiser().items()}
+        if self.shares is not None:
+            report["denoiser_shares"] = self.shares["shares"]
         with disk_faults(self.out):
             export(self.model, self.out, source=self.checkpoint)
             write_json(self.out / "train.json", report)
@@ -156,8 +165,13 @@ class Run:
                 if self.job.stop():
                     self._save(wait=True)
                     raise Interrupted(f"stopped at step {self.step}; the same command goes on from there")
+                moved = self.shares is not None and self.step % self.config.reweigh_every == 0
+                if moved:
+                    self._reweigh()
                 if self.step % self.config.save_every == 0:
                     self._save()
+                if moved:
+                    return  # what was made ahead has the old shares
                 if self.config.evaluate_every and self.held_out and self.step % self.config.evaluate_every == 0:
                     self._evaluate()
         finally:
@@ -166,7 +180,7 @@ class Run:
                 self.saver.wait()
 
     def _prepare(self, index: int) -> Step:
-        return prepare_step(self.stream, index, micro_rows=self.config.micro_rows)
+        return prepare_step(self.stream, index, micro_rows=self.config.micro_rows, state=self.shares)
 
     def _one(self, batch: Step, clock: float, bar: console.Bar) -> bool:
         """One step; False when the run was rolled back and the feed must start over."""
@@ -273,10 +287,10 @@ class Run:
         found = state.newest(self.out / "state")
         if found is None:
             return "skipped"  # nothing to go back to yet
-        skipped, judged = list(self.skipped), self.guard.state()["skipped"]
+        skipped, judged, shares = list(self.skipped), self.guard.state()["skipped"], self.shares
         self.optimizer.zero_grad(set_to_none=True)
         self._load(found)
-        self.skipped = skipped
+        self.skipped, self.shares = skipped, shares
         self.guard.restore({**self.guard.state(), "skipped": judged})
         self.cursor = batch.index + 1
         self._save(wait=True)  # a crash from here on must not lead into the same data again
@@ -298,6 +312,12 @@ class Run:
         self.job.record(event="evaluation", step=self.step, tokens=self.tokens,
                         **{f"bits_per_byte/{name}": value for name, value in scores.items()})
 
+    def _reweigh(self) -> None:
+        """Measure the seven denoisers on held-out texts and move the shares (D-UL2)."""
+        losses = denoiser_losses(self.objective, self.validation, batches=self.config.reweigh_batches, device=self.device)
+        self.shares = self.stream.next_state(self.shares, step=self.cursor, losses=losses)  # type: ignore[attr-defined]
+        self.job.record(event="shares", step=self.step, shares=self.shares["shares"], denoiser_losses=losses)
+
     def _save(self, *, wait: bool = False) -> None:
         tensors = state.tensors_of(self.parameters, self.optimizer)
         self.saver.save(self.step, tensors, self._facts(), wait=wait)
@@ -306,7 +326,8 @@ class Run:
         return {"identity": self.identity, "step": self.step, "cursor": self.cursor, "tokens": self.tokens,
                 "updates": self.updates, "skipped": self.skipped, "curve": self.curve, "evaluations": self.evaluations,
                 "guard": self.guard.state(), "window": self.window.state(), "tail": self.tail.state(),
-                "loss_scale": self.loss_scale, "good_since_scale": self._good_since_scale}
+                "loss_scale": self.loss_scale, "good_since_scale": self._good_since_scale,
+                "shares": self.shares}
 
     def _load(self, found: state.Saved) -> None:
         state.read_whole(found.path, state.tensors_of(self.parameters, self.optimizer))
@@ -314,6 +335,7 @@ class Run:
         self.step, self.cursor, self.tokens, self.updates = (facts[key] for key in ("step", "cursor", "tokens", "updates"))
         state.set_optimizer_step(self.optimizer, self.parameters, self.updates)
         self.skipped, self.curve, self.evaluations = facts["skipped"], facts["curve"], facts["evaluations"]
+        self.shares = facts["shares"]
         self.guard.restore(facts["guard"])
         self.window.restore(facts["window"])
         self.tail.restore(facts["tail"])

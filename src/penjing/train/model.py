@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from penjing.errors import ConfigError, InputError, fault
-from penjing.train import attention
+from penjing.train import attention, seq2seq
 from penjing.train.config import DistilConfig, TrainConfig
 from penjing.train.feed import Part
 from penjing.train.loss import Losses, Teacher, chunked_loss
@@ -38,13 +38,17 @@ def load(path: Path) -> nn.Module:
 def prepare(model: nn.Module, *, where: Path | None = None) -> nn.Module:
     """Make `model` keep documents apart; ConfigError when its attention cannot be replaced."""
     attention.register()
-    supported = getattr(type(model), "_supports_attention_backend", False)
-    if not supported:
+    model.config.use_cache = False  # type: ignore[union-attr]
+    if getattr(model.config, "model_type", None) == "openba":
+        seq2seq.prepare_openba(model)
+        return model
+    if getattr(model.config, "is_encoder_decoder", False):
+        return model  # dense masks, in seq2seq.masked_hidden
+    if not getattr(type(model), "_supports_attention_backend", False):
         raise ConfigError(fault("this architecture does not take attention from outside, so rows of several documents would "
                                 "leak into each other", where=where, found=type(model).__name__,
                                 expected="a model with _supports_attention_backend"))
     model.set_attn_implementation(attention.IMPLEMENTATION)  # type: ignore[operator]
-    model.config.use_cache = False  # type: ignore[union-attr]
     return model
 
 
@@ -109,17 +113,13 @@ class Objective(nn.Module):
 
 def last_hidden(model: nn.Module, part: Part) -> Tensor:
     """Hidden states that the output table is applied to, B S H (B D H with a decoder)."""
+    if getattr(model.config, "model_type", None) == "openba":
+        return seq2seq.openba_hidden(model, part)
     if getattr(model.config, "is_encoder_decoder", False):
-        return _encoder_decoder(model, part)
+        return seq2seq.masked_hidden(model, part)
     out = model.base_model(input_ids=part.tokens, position_ids=part.positions, use_cache=False, isolation=part.isolation)  # type: ignore[operator]
-    return out[0]
-
-
-def _encoder_decoder(model: Any, part: Part) -> Tensor:
-    memory = model.get_encoder()(input_ids=part.encoder_tokens, position_ids=part.encoder_positions,
-                                 isolation=part.encoder_isolation)[0]
-    return model.get_decoder()(input_ids=part.tokens, position_ids=part.positions, encoder_hidden_states=memory,
-                               use_cache=False, isolation=part.isolation, cross_isolation=part.cross_isolation)[0]
+    hidden: Tensor = out[0]
+    return hidden
 
 
 def check_teacher(model: Any, teacher: Any) -> None:
