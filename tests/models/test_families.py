@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from penjing.errors import InputError
 from penjing.models import axes, cost, tiny
@@ -70,6 +73,28 @@ def test_head_rows_of_a_fused_projection() -> None:
     assert gathered["head*3*head_dim"] == [0, 1, 2, 3, 4, 5, 12, 13, 14, 15, 16, 17]
     assert gathered["head*head_dim"] == [0, 1, 4, 5]
     assert gathered["head*2*head_dim"] == [0, 1, 2, 3, 8, 9, 10, 11]
+
+
+_LABELS = ("head", "head*dim", "head*3*dim", "head*dim+head*dim", "dim*head", "head/2*3*head%2*dim", "dim+head*2", "3*head")
+
+
+@given(label=st.sampled_from(_LABELS), heads=st.integers(1, 5), dim=st.integers(1, 3), data=st.data())
+def test_gathering_is_what_a_labelled_array_says(label: str, heads: int, dim: int, data: st.DataObject) -> None:
+    """Every place carries (term, head, rest); after the cut the same tags stand in the same order, without the heads
+    that went.
+    """
+    heads *= 2
+    keep = sorted(data.draw(st.sets(st.integers(0, heads - 1), min_size=2).map(lambda kept: sorted(kept)[: len(kept) // 2 * 2])))
+    sizes, kept = {"head": heads, "dim": dim}, {"head": np.array(keep)}
+    owners = axes.owners(label, "head", sizes)
+    assert owners is not None and len(owners) == axes.size(label, sizes)
+    index = axes.gather(label, sizes, kept)
+    index = np.arange(len(owners)) if index is None else index
+    assert len(index) == axes.size(label, {**sizes, "head": len(keep)})
+    small = axes.owners(label, "head", {**sizes, "head": len(keep)})
+    assert small is not None
+    assert [-1 if place < 0 else keep[place] for place in small] == owners[index].tolist()
+    assert len(set(index.tolist())) == len(index)
 
 
 def test_rows_of_blocks_that_each_hold_three_parts() -> None:

@@ -155,6 +155,18 @@ def test_keep_finds_sizes_near_the_share(stories: Path, tmp_path: Path) -> None:
     assert figures["parameters_after"] == count_parameters(open_checkpoint(tmp_path / "out").config)
 
 
+def test_a_plan_for_a_share_comes_with_a_schedule(stories: Path, tmp_path: Path) -> None:
+    figures = cut(stories, tmp_path / "plan", keep=0.4, plan_only=True)
+    stages = read_json(tmp_path / "plan" / "schedule.json")["stages"]
+    assert stages == figures["schedule"] and stages[0]["parameters"] == figures["parameters_before"]
+    here = stories
+    for number, stage in enumerate(stages[1:]):
+        reached = cut(here, tmp_path / str(number), **stage["settings"])
+        here = tmp_path / str(number)
+        assert reached["parameters_after"] == stage["parameters"]
+    assert stages[-1]["parameters"] / stages[0]["parameters"] == pytest.approx(0.4, rel=0.1)
+
+
 def test_price_is_what_the_cut_gives(stories: Path, tmp_path: Path) -> None:
     source = open_checkpoint(stories)
     parameters = count_parameters(source.config)

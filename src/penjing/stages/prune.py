@@ -14,7 +14,7 @@ from penjing.config import Config as Settings
 from penjing.config import generator
 from penjing.contract import CHECKPOINT, CORPUS, FILES, TOKENS, Estimate, Inputs, Job
 from penjing.errors import ConfigError, InputError, fault
-from penjing.files import read_json
+from penjing.files import read_json, write_json
 from penjing.models import cost
 from penjing.models.checkpoint import Checkpoint, load_model, open_checkpoint
 from penjing.models.family import of
@@ -79,7 +79,8 @@ class Config(Settings):
     measure: bool = True
     """With data: report the loss before and right after the cut."""
     plan_only: bool = False
-    """Write plan.json and stop; edit it and give it as the plan input of another prune stage."""
+    """Write plan.json and stop; edit it and give it as the plan input of another prune stage. With `keep` a schedule of several
+    stages to the same share is written beside it, in the shape of OpenBA-V2's table."""
     seed: int = 0
     """Seed of random choices."""
 
@@ -95,6 +96,9 @@ def run(config: Config, inputs: Inputs, out: Path, job: Job) -> dict[str, Any]:
         figures = describe(plan) | measured
         if config.plan_only:
             plan.save(out)
+            if config.keep is not None:
+                figures["schedule"] = schedule(config, source.config)
+                write_json(out / "schedule.json", {"version": 1, "stages": figures["schedule"]})
             return figures
         cut.apply(plan, source, out, stop=job.stop)
         if samples and config.measure:
@@ -137,6 +141,12 @@ def importance_names() -> list[tuple[str, str]]:
     """(name, first line of its docstring) of every importance metric, without importing the ones that need torch."""
     found = [("random", _first_line(width.random.__doc__)), ("magnitude", _first_line(width.magnitude.__doc__))]
     return found + [(name, "see penjing.prune.importance") for name in width.data_metrics()]
+
+
+def schedule(config: Config, model: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Stages that lead to `keep` one after another, depth before width, with parameters, FLOPs and recovery tokens of each."""
+    proposals = propose.propose(model, config.keep or 1.0, tensor_parallel=config.tensor_parallel, multiple_of=config.multiple_of)
+    return [item.as_json() for item in proposals]
 
 
 def make_plan(
