@@ -174,3 +174,21 @@ def test_stock_index_is_not_taken_for_openba_s(tmp_path):
     write(tmp_path / "a", [[1, 2]], [[3]])
     with pytest.raises(InputError, match="not an OpenBA index of pairs"):
         openba_index.open_pairs(tmp_path / "a")
+
+
+def test_megatron_reads_what_we_write_and_we_read_what_it_writes(tmp_path):
+    indexed = pytest.importorskip("megatron.core.datasets.indexed_dataset", reason="megatron-core is not installed")
+    torch = pytest.importorskip("torch")
+    documents = [[[1, 2, 3]], [[4], [5, 6]], [[7]]]
+    write(tmp_path / "ours", *documents, dtype="<i4")
+    found = indexed.IndexedDataset(str(tmp_path / "ours"), mmap=True)
+    assert [found[i].tolist() for i in range(4)] == [[1, 2, 3], [4], [5, 6], [7]]
+    assert found.document_indices.tolist() == [0, 1, 3, 4]
+    builder = indexed.IndexedDatasetBuilder(str(tmp_path / "theirs.bin"), dtype=np.int32)
+    for document in documents:
+        for part in document:
+            builder.add_item(torch.tensor(part, dtype=torch.int32))
+        builder.end_document()
+    builder.finalize(str(tmp_path / "theirs.idx"))
+    assert (tmp_path / "ours.idx").read_bytes() == (tmp_path / "theirs.idx").read_bytes()
+    assert lists(open_shard(tmp_path / "theirs")) == documents

@@ -290,6 +290,17 @@ def test_a_source_that_runs_dry_is_named(path):
                                 "most 1 epochs (max_epochs); lower its weight, train fewer tokens, or raise max_epochs")
 
 
+@pytest.mark.parametrize("objective", ["causal", "ul2"])
+def test_an_id_beyond_the_vocabulary_is_named_with_its_place(tmp_path, objective):
+    documents = [(np.arange(10, 200),), (np.append(np.arange(10, 50), 31999),)]
+    special = {"<extra_id_0>": 5, "<extra_id_1>": 6, "<R>": 7, "<S>": 8, "<X>": 9}
+    path = write_tokens(tmp_path, {"a": documents}, vocab_size=1000, eos_id=1, special=special).path
+    made = stream(path, objective=objective, sequence_length=128)
+    with pytest.raises(InputError, match=r"a\.bin: id beyond the vocabulary at byte 460; found 31999; expected 0 to 999"):
+        for step in range(5):
+            made.batch(step)
+
+
 def test_settings_that_do_not_fit_together_are_named():
     with pytest.raises(ConfigError) as error:
         parse(StreamConfig, {"objective": "glm", "architecture": "encoder-decoder"}, where="r.yaml:3")

@@ -206,6 +206,17 @@ def plan_block(
 
 
 @njit(cache=True)
+def plan_ids(plan: NDArray[np.int64], density: NDArray[np.float64], mean_span: NDArray[np.int64], prefix: int,
+             most: int) -> NDArray[np.int64]:
+    """(encoder ids, labels) of every piece of a plan."""
+    sizes = np.empty((len(plan), 2), np.int64)
+    for i in range(len(plan)):
+        kind = plan[i, 3]
+        sizes[i, 0], sizes[i, 1] = sample_sizes(plan[i, 2], plan[i, 4], density[kind], mean_span[kind], prefix, most)
+    return sizes
+
+
+@njit(cache=True)
 def vector_fit(encoder: NDArray[np.int32], decoder: NDArray[np.int32], order: NDArray[np.int64], room_e: int, room_d: int,
                pool: int, balance: float) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Items by row, and where each row ends: a row takes, among the next `pool` items of `order`, the best, until none fits.

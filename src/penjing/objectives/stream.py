@@ -26,6 +26,7 @@ from penjing.objectives.mixture import Mixture, resolve
 from penjing.objectives.oul2 import HalfMixRows
 from penjing.objectives.packing import ConcatRows, Documents, PackedRows, documents_of
 from penjing.objectives.settings import OBJECTIVES, Objective, StreamConfig
+from penjing.objectives.shards import verify
 from penjing.objectives.special import GLM_NAMES, UNILM_NAMES, Special, find_special, pick
 from penjing.objectives.tokens import Tokens, open_tokens
 from penjing.objectives.ul2 import DENOISERS, denoise, update_shares
@@ -91,6 +92,7 @@ class Stream:
             source_B[at] = source
             denoiser_B[at], lost = self.rows[source].fill(arrays, at, index, self._segments(state, source))
             truncated += lost
+        self._check_ids(arrays, source_B)
         return Batch(source_B=source_B, denoiser_B=denoiser_B, truncated_tokens=truncated, **arrays)
 
     def locate(self, step: int, row: int) -> tuple[int, int]:
@@ -226,7 +228,8 @@ class Stream:
             return config.sequence_length
         assert self.special is not None
         return matched_decoder_length(config.sequence_length, config.shares, piece_length=config.piece_length,
-                                      denoisers=config.denoisers or DENOISERS, prefix=0 if self.special.modes is None else 1)
+                                      denoisers=config.denoisers or DENOISERS, prefix=0 if self.special.modes is None else 1,
+                                      sentinels=len(self.special.sentinels))
 
     def _allocate(self, rows: int) -> Arrays:
         config = self.config
@@ -274,6 +277,16 @@ class Stream:
                 if not self.decoder_length and encoder + labels - 1 > self.config.sequence_length:
                     return False
         return True
+
+    def _check_ids(self, arrays: Arrays, source_B: NDArray[np.int32]) -> None:
+        """InputError with file and offset when a row holds an id that the vocabulary does not have."""
+        sides = [arrays[name] for name in ("tokens_BS", "encoder_tokens_BE", "targets_BD") if name in arrays]
+        if all(int(side.max(initial=0)) < self.vocab_size for side in sides):
+            return
+        for source in np.unique(source_B).tolist():
+            verify(self.rows[source].documents.shard.prefix, vocab_size=self.vocab_size)
+        raise InputError(fault("a special token's id is beyond the vocabulary", where=self.tokens[0].path,
+                               expected=f"ids below {self.vocab_size}", fix="make the tokens again with this tokenizer"))
 
     def _check_supply(self, source: int, index: int, step: int) -> None:
         limit = self.config.max_epochs
