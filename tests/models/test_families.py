@@ -44,6 +44,24 @@ def test_every_family_that_transformers_has_is_tried() -> None:
     assert {"chatglm"} | {tiny.CASES[case][0] for case in tiny.CASES} >= {name.replace("-", "_") for name in names()}
 
 
+def test_names_of_the_bare_model_and_buffers_are_known() -> None:
+    """Published GPT-2, BLOOM and OPT files leave the prefix out; old ones hold causal masks; T5's hold the embedding
+    three times.
+    """
+    for case, prefix in (("gpt2", "transformer."), ("bloom", "transformer."), ("opt", "model.")):
+        config = tiny.make(case).config.to_dict()
+        table = of(config).tensors(config)
+        bare = [name.removeprefix(prefix) for name in table]
+        found = of(config).match(config, [*bare, "lm_head.weight", *(["h.0.attn.bias"] if case == "gpt2" else [])])
+        assert [found[name] for name in table] == bare
+    config = tiny.make("t5").config.to_dict()
+    table = of(config).tensors(config)
+    found = of(config).match(config, [*table, "encoder.embed_tokens.weight", "decoder.embed_tokens.weight", "lm_head.weight"])
+    assert set(found) == set(table)
+    only_alias = [name for name in table if name != "shared.weight"] + ["decoder.embed_tokens.weight"]
+    assert of(config).match(config, only_alias)["shared.weight"] == "decoder.embed_tokens.weight"
+
+
 def test_chatglm_counts_what_was_published() -> None:
     """ChatGLM3-6B has 6,243,584,000 parameters; its code is not in transformers, so its table is checked by the total."""
     config = {

@@ -16,11 +16,13 @@ import transformers
 from torch import Tensor
 from torch.nn import functional
 
+from penjing.files import read_json, write_json
 from penjing.models import cost, tiny
 from penjing.models.checkpoint import load_model, open_checkpoint, write_checkpoint
 from penjing.models.family import of
 from penjing.models.openba import OpenBAConfig, OpenBAForConditionalGeneration, OpenBATokenizer
 from penjing.models.openba.tokenization_openba import special_ids
+from penjing.prune import cut, plan
 
 V2 = {
     "model_type": "openba",
@@ -324,6 +326,18 @@ def test_others_load_it_with_remote_code(spiece: Path, tmp_path: Path) -> None:
     with torch.no_grad():
         expected = float(model(input_ids=ids, decoder_input_ids=ids).logits.sum())
     assert (name, tokenizer) == ("OpenBAForConditionalGeneration", "OpenBATokenizer") and abs(float(total) - expected) < 1e-3
+
+
+def test_code_of_the_source_does_not_travel(tmp_path: Path) -> None:
+    """The published code takes every FFN size as nominal, so that it would misread what we write."""
+    tiny.save("openba", tmp_path / "source")
+    (tmp_path / "source" / "modeling_openba.py").write_text("raise SystemExit('foreign code')", encoding="utf-8")
+    config = {**read_json(tmp_path / "source" / "config.json"), "auto_map": {"AutoModelForCausalLM": "modeling_openba.Foreign"}}
+    write_json(tmp_path / "source" / "config.json", config)
+    with open_checkpoint(tmp_path / "source") as source:
+        cut.apply(plan.build(source.config, layers={"decoder": [0, 2]}), source, tmp_path / "out")
+    assert "foreign" not in (tmp_path / "out" / "modeling_openba.py").read_text(encoding="utf-8")
+    assert set(read_json(tmp_path / "out" / "config.json")["auto_map"]) == {"AutoConfig", "AutoModelForSeq2SeqLM"}
 
 
 def test_auto_classes_know_it_here(tmp_path: Path) -> None:

@@ -20,6 +20,7 @@ import numpy as np
 
 from penjing.errors import InputError, fault
 from penjing.files import disk_faults, hash_text, read_json, write_json
+from penjing.models import family as families
 from penjing.models import shards
 from penjing.models.reader import Checkpoint, from_float, open_checkpoint, to_float
 from penjing.models.shards import DTYPES, STORAGE
@@ -170,8 +171,12 @@ def _write_files(
     for name, value in extra.items():
         made.append(out / name)
         write_json(out / name, value)
+    own = families.of(config).auto_map if config.get("model_type") in families.names() else {}
+    for code in {name.split(".")[0] for name in own.values()}:  # the source's own code may read our config.json in another way
+        made.append(out / f"{code}.py")
+        shutil.copyfile(Path(__file__).parent / config["model_type"] / f"{code}.py", out / f"{code}.py")
     made.append(out / "config.json")
-    write_json(out / "config.json", dict(config))
+    write_json(out / "config.json", {**config, "auto_map": dict(own)} if own else dict(config))
 
 
 def copy_companions(source: str | Path, out: str | Path) -> list[Path]:

@@ -129,6 +129,8 @@ class Family:
     adjust: Callable[[Mapping[str, Any], dict[str, int]], dict[str, int]] = lambda config, sizes: sizes
     """Sizes that a configuration says in another way than by their value."""
     seq2seq: bool = False
+    auto_map: Mapping[str, str] = field(default_factory=dict)
+    """Auto class -> `file.Class` of modeling code that is ours (`models/<model_type>/`) and goes with every checkpoint."""
 
     def sizes(self, config: Mapping[str, Any]) -> dict[str, int]:
         """Every size of a configuration by its name; InputError when one is missing or not a positive whole number."""

@@ -95,4 +95,6 @@ FAMILY = Family(
     follow=_follow,
     settle=_settle,
     seq2seq=True,
+    auto_map={"AutoConfig": "configuration_openba.OpenBAConfig",
+              "AutoModelForSeq2SeqLM": "modeling_openba.OpenBAForConditionalGeneration"},
 )
