@@ -20,7 +20,6 @@ from penjing.files import disk_faults, hash_tree, write_json, write_text
 from penjing.recipe.schema import Recipe, Step, stage_names
 from penjing.rundir import VOLATILE, Identity, RunDir
 
-
 CHEAP_SECONDS = 600.0
 """A failed attempt of less work than this is discarded without asking when its settings or inputs have changed since."""
 

@@ -108,6 +108,12 @@ def check_artefact(path: Path, kind: str) -> str | None:
     return None
 
 
+def _names(inputs: Mapping[str, Any], wanted: Mapping[str, str]) -> list[str]:
+    """What the items of a stage's many-input are called: stage names, or the names of directories."""
+    values = next((inputs[name] for name, artefact in wanted.items() if "*" in artefact), None) or []
+    return [item if isinstance(item, str) else item.name for item in values if item is not None]
+
+
 class _Reader:
     def __init__(self, source: Source) -> None:
         self.source = source
@@ -254,6 +260,8 @@ class _Reader:
         settings = self._fill(settings, key)
         if "seed" in module.Config.model_fields and "seed" not in settings:
             settings["seed"] = seed
+        if "names" in module.Config.model_fields and "names" not in settings:
+            settings["names"] = _names(inputs, module.INPUTS)
         found = faults_in(module.Config, settings)
         for path, text in found:
             place: Key = (*key, *path)

@@ -44,7 +44,9 @@ class Model:
     tokens: float | None = None
     flops: float | None = None
     loss_before: float | None = None
+    """Nats per token before a cut, where the cut measured it."""
     loss_after: float | None = None
+    """Nats per token right after a cut, or the training loss at the end of a training stage."""
 
 
 @dataclass(frozen=True)
@@ -139,9 +141,12 @@ def _models(stages: Iterable[Stage], plan: Mapping[str, Any]) -> list[Model]:
         with contextlib.suppress(InputError):  # a family penjing has no table for: the row stays, without sizes
             parameters, sizes = cost.count_parameters(config), family.of(config).sizes(config)
         figures = stage.figures
-        found.append(Model(stage, config, parameters, sizes, tokens=_number(figures, "tokens"), flops=_number(figures, "flops"),
-                           loss_before=_number(figures, "held_out_loss_before"),
-                           loss_after=_number(figures, "held_out_loss_after")))
+        tokens = _number(figures, "tokens") if stage.kind == "train" else None
+        flops = None
+        if tokens and parameters:
+            flops = tokens * cost.flops_per_token(config, sequence_length=int(stage.config["sequence_length"]))
+        loss_after = _number(figures, "final_loss" if stage.kind == "train" else "loss_after")
+        found.append(Model(stage, config, parameters, sizes, tokens, flops, _number(figures, "loss_before"), loss_after))
     return found
 
 

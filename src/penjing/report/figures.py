@@ -6,6 +6,7 @@ Every mark carries a `<title>` (a tooltip on a desk, read aloud by a screen read
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
@@ -83,8 +84,8 @@ def line_chart(series: Sequence[Series], *, x_label: str, y_label: str, bands: S
             parts.append(f'<text class="series {item.css}" x="{WIDTH - right + 8}" y="{y + 4:.1f}">'
                          f'{escape(item.name)}</text>')
     parts.append(f'<text class="axis" x="{(left + WIDTH - right) / 2:.0f}" y="{height - 4}" text-anchor="middle">'
-                 f'{escape(x_label)}</text><text class="axis" transform="translate(13 {(top + height - bottom) / 2:.0f}) rotate(-90)" '
-                 f'text-anchor="middle">{escape(y_label)}</text></svg>')
+                 f'{escape(x_label)}</text><text class="axis" text-anchor="middle" '
+                 f'transform="translate(13 {(top + height - bottom) / 2:.0f}) rotate(-90)">{escape(y_label)}</text></svg>')
     return "".join(parts)
 
 
@@ -141,6 +142,34 @@ def stacked_bars(rows: Sequence[tuple[str, Sequence[tuple[str, float, str]]]], *
     out.append(f'<text class="axis" x="{(left + WIDTH - right) / 2:.0f}" y="{height - 8}" text-anchor="middle">'
                f'{escape(x_label)}</text></svg>')
     return "".join(out)
+
+
+def histogram(counts: Sequence[int], edges: Sequence[float], bounds: Sequence[str], *, css: str, label: str) -> str:
+    """A small histogram with a square-root height scale; numbers in `bounds` (`< 0.3`) inside its range are drawn as lines."""
+    width, height, bottom = 280, 96, 18
+    largest = max(counts, default=0)
+    if not largest or edges[-1] <= edges[0]:
+        return ""
+
+    def place(value: float) -> float:
+        return (width - 8) * (value - edges[0]) / (edges[-1] - edges[0]) + 4
+
+    parts = [_open(width, height, label)]
+    for index, count in enumerate(counts):
+        if count:
+            tall = max(1.5, (height - bottom - 4) * math.sqrt(count / largest))
+            x0, x1 = place(edges[index]), place(edges[index + 1])
+            parts.append(f'<rect class="bar {css}" x="{x0:.1f}" y="{height - bottom - tall:.1f}" height="{tall:.1f}" '
+                         f'width="{max(x1 - x0 - 0.6, 0.8):.1f}"><title>{short(edges[index])} to {short(edges[index + 1])}: {count}</title></rect>')
+    for bound in bounds:
+        for number in re.findall(r"-?\d+(?:\.\d+)?(?:e[+-]?\d+)?", bound):
+            if edges[0] <= float(number) <= edges[-1]:
+                x = place(float(number))
+                parts.append(f'<line class="bound" x1="{x:.1f}" x2="{x:.1f}" y1="2" y2="{height - bottom}">'
+                             f'<title>bound {escape(bound)}</title></line>')
+    parts.append(f'<text class="tick" x="4" y="{height - 4}">{short(edges[0])}</text><text class="tick" x="{width - 4}" '
+                 f'y="{height - 4}" text-anchor="end">{short(edges[-1])}</text></svg>')
+    return "".join(parts)
 
 
 def ticks(low: float, high: float, count: int) -> list[float]:

@@ -37,6 +37,8 @@ def _context(run: Run) -> Mapping[str, Any]:
         "headline": sections.headline(run),
         "funnel": sections.funnel(run),
         "scorecard": sections.scorecard(run),
+        "rules": sections.rules(run),
+        "audits": sections.audits(run),
         "stage_table": sections.stage_table(run),
         "curves": sections.loss_curves(run),
         "bits": sections.bits_per_byte(run),

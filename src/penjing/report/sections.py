@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from penjing.report.collect import Model, Run, Stage, curve, lineage
-from penjing.report.figures import Interval, Series, interval_chart, line_chart, stacked_bars
+from penjing.report.figures import Interval, Series, histogram, interval_chart, line_chart, stacked_bars
 
 LANGUAGE_NAMES = {"en": "English", "zh": "Chinese", "": "not identified"}
 _CSS = {"en": "c-en", "zh": "c-zh"}
@@ -33,6 +33,7 @@ def headline(run: Run) -> dict[str, Any]:
 def funnel(run: Run) -> dict[str, Any] | None:
     """Documents and bytes in and out of every data stage by language, and what was dropped for which reason."""
     stages = [stage for stage in run.stages if isinstance(stage.figures.get("funnel"), dict)]
+    corpora = {entry["name"] for entry in run.plan["stages"] if entry["output"] == "corpus"}
     if not stages:
         return None
     rows, bars = [], []
@@ -41,16 +42,18 @@ def funnel(run: Run) -> dict[str, Any] | None:
         came, went = _total(found.get("in", {})), _total(found.get("out", {}))
         rows.append({
             "stage": stage, "in": came, "out": went,
-            "languages": [{"lang": lang or "?", "name": LANGUAGE_NAMES.get(lang, lang), **_pair(found, lang)}
+            "languages": [{"lang": lang or "?", "name": LANGUAGE_NAMES.get(lang, lang), **_pair(found, lang),
+                           "tokens": stage.figures.get("languages", {}).get(lang, {}).get("tokens")
+                           if stage.name not in corpora else None}
                           for lang in sorted({*found.get("in", {}), *found.get("out", {})})],
             "dropped": sorted(({"reason": reason, **item} for reason, item in found.get("dropped", {}).items()),
                               key=lambda item: -item["documents"]),
             "edited": sorted(({"rule": rule, **item} for rule, item in found.get("edited", {}).items()),
                              key=lambda item: -item["documents"]),
             "samples": found.get("samples", [])[:60],
-            "tokens": stage.figures.get("tokens"),
         })
-        bars.append((stage.name, [(LANGUAGE_NAMES.get(lang, lang), float(found["out"][lang]["bytes"]), _css(lang))
+        if stage.name in corpora:
+            bars.append((stage.name, [(LANGUAGE_NAMES.get(lang, lang), float(found["out"][lang]["bytes"]), _css(lang))
                                   for lang in sorted(found.get("out", {}))]))
     return {"rows": rows, "chart": stacked_bars(bars, unit="bytes", x_label="bytes of text after each stage"),
             "languages": sorted({(LANGUAGE_NAMES.get(lang, lang), _css(lang)) for stage in stages
@@ -60,7 +63,38 @@ def funnel(run: Run) -> dict[str, Any] | None:
 def scorecard(run: Run) -> dict[str, Any] | None:
     """Precision and recall of the cleaning against the labels of the weather stage."""
     found = run.of_kind("cleaning-scorecard")
-    return {"stage": found[-1], "figures": found[-1].figures} if found else None
+    if not found:
+        return None
+    rows: dict[str, dict[str, Any]] = {}
+    for item in found[-1].figures["table"]:
+        rows.setdefault(item["what"], {})[item["lang"]] = item
+    languages = [lang for lang in ("all", "zh", "en", "other") if any(lang in row for row in rows.values())]
+    return {"stage": found[-1], "languages": languages, "rows": list(rows.items())}
+
+
+def rules(run: Run) -> list[dict[str, Any]]:
+    """Per filter stage: what each rule did, and a histogram of every measure that has a bound and some spread."""
+    found = []
+    for stage in run.of_kind("filter"):
+        fired = [rule for rule in stage.figures.get("rules", []) if rule["fired"]]
+        charts = []
+        for measure, languages in sorted(stage.figures.get("histograms", {}).items()):
+            for lang, item in sorted(languages.items()):
+                if sum(count > 0 for count in item["counts"]) > 3:
+                    charts.append({"measure": measure, "lang": LANGUAGE_NAMES.get(lang, lang),
+                                   "bounds": ", ".join(item["bounds"]),
+                                   "chart": histogram(item["counts"], item["edges"], item["bounds"], css=_css(lang),
+                                                      label=f"{measure}, {LANGUAGE_NAMES.get(lang, lang)}")})
+        if fired or charts:
+            found.append({"stage": stage, "rules": sorted(fired, key=lambda rule: -rule["fired"]), "charts": charts})
+    return found
+
+
+def audits(run: Run) -> list[dict[str, Any]]:
+    """Every audit: the sample, each class of defects with its bounds, the decision."""
+    return [{"stage": stage, "metrics": stage.figures["metrics"], "decision": stage.figures["decision"],
+             "sampled": stage.figures["sampled"], "documents": stage.figures["documents"]}
+            for stage in run.of_kind("audit") if "decision" in stage.figures]
 
 
 def stage_table(run: Run) -> list[dict[str, Any]]:
@@ -83,7 +117,8 @@ def stage_table(run: Run) -> list[dict[str, Any]]:
 
 def loss_curves(run: Run) -> dict[str, Any] | None:
     """Training loss and held-out loss against the tokens of all training stages, one after the other."""
-    offset, bands, train, held = 0.0, [], [], []
+    offset, bands, train = 0.0, [], []
+    held: dict[str, list[tuple[float, float]]] = {}
     for stage in run.stages:
         if stage.kind != "train":
             continue
@@ -91,15 +126,19 @@ def loss_curves(run: Run) -> dict[str, Any] | None:
         if not points:
             continue
         train.append(Series(stage.name, [(offset + x, y) for x, y in points], "c-train", label_end=False))
-        held += [(offset + x, y) for x, y in curve(stage, "held_out_loss")]
+        for lang in ("en", "zh"):
+            held.setdefault(lang, []).extend((offset + x, y) for x, y in curve(stage, f"bits_per_byte/{lang}"))
         end = max(x for x, _ in points)
         bands.append((offset, offset + end, stage.name))
         offset += end
     if not train:
         return None
-    series = [*train, *([Series("held-out", held, "c-held")] if held else [])]
-    return {"chart": line_chart(series, x_label="tokens trained on, all stages", y_label="nats per token", bands=bands),
-            "tokens": offset}
+    measured = [Series(LANGUAGE_NAMES[lang], points, _css(lang)) for lang, points in held.items() if points]
+    return {
+        "chart": line_chart(train, x_label="tokens trained on, all stages", y_label="training loss, nats per token", bands=bands),
+        "held_out": line_chart(measured, x_label="tokens trained on, all stages", y_label="held-out bits per byte", bands=bands),
+        "tokens": offset,
+    }
 
 
 def bits_per_byte(run: Run) -> dict[str, Any] | None:

@@ -12,7 +12,7 @@ from pydantic import Field
 from penjing import console
 from penjing.config import Config as Base
 from penjing.contract import CHECKPOINT, CORPUS, SCORES, Estimate, Inputs, Job
-from penjing.errors import InputError, Interrupted, fault
+from penjing.errors import ConfigError, InputError, Interrupted, fault
 from penjing.files import canonical_json, read_json, write_json, write_text
 
 VERSION = 1
@@ -21,6 +21,8 @@ OUTPUT = SCORES
 
 
 class Config(Base):
+    names: list[str] = []
+    """What the models are called, in their order; a recipe fills in the names of their stages."""
     context_length: int = Field(512, ge=8)
     """Tokens of context at most (a model with fewer positions uses its own limit)."""
     languages: list[str] = []
@@ -42,8 +44,11 @@ def run(config: Config, inputs: Inputs, out: Path, job: Job) -> dict[str, Any]:
     found: dict[str, Any] = {}
     lines: list[str] = []
     state = out / "state"
-    for path in inputs["models"]:
-        name = model_name(path)
+    names = config.names or [model_name(path) for path in inputs["models"]]
+    if len(set(names)) != len(inputs["models"]):
+        raise ConfigError(fault("every model needs a name of its own", where="names", found=", ".join(names),
+                                expected=f"{len(inputs['models'])} different names"))
+    for name, path in zip(names, inputs["models"], strict=True):
         kept = state / f"{name}.json"
         if not kept.is_file():
             if job.stop():
@@ -88,6 +93,8 @@ def _score(config: Config, path: Path, name: str, texts: dict[str, list[str]]) -
     model = load_model(path)
     encoder = load_encoder(path)
     start = encoder.bos_id if encoder.bos_id is not None else encoder.eos_id
+    if start is None:
+        raise InputError(fault("the tokenizer has neither a start nor an end token to begin a document with", where=path))
     limit = getattr(model.config, "max_position_embeddings", None) or config.context_length
     scores = {}
     with console.bar(name, total=sum(map(len, texts.values())), unit="documents") as progress:
