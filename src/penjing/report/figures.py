@@ -160,7 +160,8 @@ def histogram(counts: Sequence[int], edges: Sequence[float], bounds: Sequence[st
             tall = max(1.5, (height - bottom - 4) * math.sqrt(count / largest))
             x0, x1 = place(edges[index]), place(edges[index + 1])
             parts.append(f'<rect class="bar {css}" x="{x0:.1f}" y="{height - bottom - tall:.1f}" height="{tall:.1f}" '
-                         f'width="{max(x1 - x0 - 0.6, 0.8):.1f}"><title>{short(edges[index])} to {short(edges[index + 1])}: {count}</title></rect>')
+                         f'width="{max(x1 - x0 - 0.6, 0.8):.1f}"><title>{short(edges[index])} to {short(edges[index + 1])}: '
+                         f'{count}</title></rect>')
     for bound in bounds:
         for number in re.findall(r"-?\d+(?:\.\d+)?(?:e[+-]?\d+)?", bound):
             if edges[0] <= float(number) <= edges[-1]:
