@@ -36,12 +36,12 @@ class Interval:
 
 
 def line_chart(series: Sequence[Series], *, x_label: str, y_label: str, bands: Sequence[tuple[float, float, str]] = (),
-               height: int = 320) -> str:
+               height: int = 340) -> str:
     """Lines over a shared axis; `bands` are (x from, x to, name) stretches shaded in turn and named at the top."""
     points = [point for item in series for point in item.points if math.isfinite(point[1])]
     if not points:
         return ""
-    left, right, top, bottom = 56, 96, 46 if bands else 14, 40
+    left, right, top, bottom = 56, 96, 74 if bands else 14, 40
     x_low, x_high = 0.0, max(max(x for x, _ in points), max((band[1] for band in bands), default=0.0)) or 1.0
     y_ticks = ticks(min(y for _, y in points), max(y for _, y in points), 5)
     y_low, y_high = min(y_ticks[0], min(y for _, y in points)), max(y_ticks[-1], max(y for _, y in points))
