@@ -42,7 +42,7 @@ def test_punctuation_emoji_case_width_and_script_do_not_count() -> None:
 
 
 def test_tokens_are_characters_of_han_and_runs_of_letters() -> None:
-    folded = fold(texts("我用Python3写code。", "ok"), skeleton_table())
+    folded = fold(texts("我用Python3写code。", "ok"), skeleton_table(), places=True)
     assert np.diff(folded.token_offsets).tolist() == [5, 1]
     raw = "我用Python3写code。ok".encode()
     assert [raw[start : start + 3].decode() for start in folded.token_bytes[:3]] == ["我", "用", "Pyt"]
@@ -54,7 +54,7 @@ def test_any_bytes_fold_without_fault_and_within_bounds(parts: list[bytes]) -> N
     data = np.frombuffer(b"".join(parts), np.uint8)
     offsets = np.cumsum([0, *map(len, parts)]).astype(np.int64)
     for table in (skeleton_table(), language_model_table()):
-        folded = fold_bytes(data, offsets, table)
+        folded = fold_bytes(data, offsets, table, places=True)
         assert len(folded.points) <= len(data)
         assert (np.diff(folded.token_offsets) >= 0).all()
         if len(folded.points):
@@ -182,8 +182,9 @@ def test_signatures_survive_taking_rows() -> None:
         ("http://例子.cn/路径?q=字", "https://例子.cn/%E8%B7%AF%E5%BE%84?q=%E5%AD%97"),
         ("http://例子.cn/%e8%b7%af%E5%BE%84?q=%E5%AD%97&spm=1", "https://例子.cn/%E8%B7%AF%E5%BE%84?q=%E5%AD%97"),
         ("https://h.org:8443/", "https://h.org:8443"),
-        ("http://www.h.org/a/b.c/index.php", "https://h.org/a/b.c"), ("http://h.org/a//b/", "https://h.org/a//b"),
-    ("ftp://h.org/x", ""),
+        ("http://www.h.org/a/b.c/index.php", "https://h.org/a/b.c"),
+        ("http://h.org/a//b/", "https://h.org/a//b"),
+        ("ftp://h.org/x", ""),
         ("not an address", ""),
         ("https://[bad", ""),
         ("http://h.org:99999999/", ""),

@@ -155,7 +155,7 @@ def index_benchmarks(files: Sequence[Path], *, n: int, template_records: int) ->
 
 def find(texts: pa.Array, benchmarks: Benchmarks, *, coverage: float) -> Matches:
     """The items that documents share at least `coverage` of; documents (N,) are rows of `texts`."""
-    folded = fold(texts, skeleton_table())
+    folded = fold(texts, skeleton_table(), places=True)
     documents, positions, grams = _look_up(
         folded.tokens, folded.token_offsets, benchmarks.n, benchmarks.keys, benchmarks.rows
     )

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import functools
 import importlib.util
+import threading
 import unicodedata
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -116,19 +117,41 @@ def language_model_table() -> FoldTable:
     return _build(kind, sequence, {})
 
 
-def fold(texts: pa.Array | pa.ChunkedArray, table: FoldTable) -> Folded:
-    """Every document of an Arrow string array folded; null counts as empty. Invalid UTF-8 bytes are separators."""
+class Scratch(threading.local):
+    """Buffers that are used again by the next fold of the same thread, which overwrites what the last one gave."""
+
+    def __init__(self) -> None:
+        self.points = np.empty(0, np.uint32)
+        self.tokens = np.empty(0, np.uint64)
+
+    def fit(self, size: int, tokens: int) -> tuple[np.ndarray, np.ndarray]:
+        """(points, tokens) buffers of at least the given sizes."""
+        if len(self.points) < size or len(self.tokens) < tokens:
+            self.points, self.tokens = np.empty(size * 5 // 4, np.uint32), np.empty(tokens * 5 // 4, np.uint64)
+        return self.points, self.tokens
+
+
+def fold(
+    texts: pa.Array | pa.ChunkedArray, table: FoldTable, *, places: bool = False, scratch: Scratch | None = None
+) -> Folded:
+    """Every document of an Arrow string array folded; null counts as empty. Invalid UTF-8 bytes are separators.
+
+    `places` fills `token_points` and `token_bytes`, which are empty otherwise. With `scratch` the result holds until
+    its next use.
+    """
     data, offsets = text_buffers(texts)
-    return fold_bytes(data, offsets, table)
+    return fold_bytes(data, offsets, table, places=places, scratch=scratch)
 
 
-def fold_bytes(data: np.ndarray, offsets: np.ndarray, table: FoldTable) -> Folded:
+def fold_bytes(
+    data: np.ndarray, offsets: np.ndarray, table: FoldTable, *, places: bool = False, scratch: Scratch | None = None
+) -> Folded:
     """`fold` on raw UTF-8: uint8 data and int64 offsets (documents + 1)."""
     size = int(offsets[-1] - offsets[0])
-    points = np.empty(size, np.uint32)
-    tokens = np.empty(size + len(offsets), np.uint64)
-    token_points = np.empty(size + len(offsets), np.int64)
-    token_bytes = np.empty(size + len(offsets), np.int64)
+    most = size + len(offsets)
+    points, tokens = (scratch or Scratch()).fit(size, most)
+    token_points = np.empty(most if places else 0, np.int64)
+    token_bytes = np.empty(most if places else 0, np.int64)
     point_offsets = np.zeros(len(offsets), np.int64)
     token_offsets = np.zeros(len(offsets), np.int64)
     found = (points, tokens, token_points, token_bytes, point_offsets, token_offsets)
@@ -264,6 +287,7 @@ def _fold(  # type: ignore[no-untyped-def]
 ):
     seed = np.uint64(0x9E3779B97F4A7C15)
     prime = np.uint64(0x9FB21C651E98DF25)
+    places = len(token_points) > 0
     p = 0
     t = 0
     for d in range(len(offsets) - 1):
@@ -285,8 +309,9 @@ def _fold(  # type: ignore[no-untyped-def]
             if kind == 1 and not entry & 0x8000000:
                 if not running:
                     h = seed
-                    token_points[t] = p
-                    token_bytes[t] = at
+                    if places:
+                        token_points[t] = p
+                        token_bytes[t] = at
                     running = True
                 point = entry & 0x1FFFFF
                 points[p] = point
@@ -301,8 +326,9 @@ def _fold(  # type: ignore[no-untyped-def]
                 t += 1
                 running = False
             if kind == 2 and not entry & 0x8000000:
-                token_points[t] = p
-                token_bytes[t] = at
+                if places:
+                    token_points[t] = p
+                    token_bytes[t] = at
                 point = entry & 0x1FFFFF
                 points[p] = point
                 p += 1
@@ -313,8 +339,9 @@ def _fold(  # type: ignore[no-untyped-def]
             if kind == 0 or kind == 4:
                 if kind == 4 and t > token_offsets[d] and tokens[t - 1] != 0:
                     tokens[t] = np.uint64(0)
-                    token_points[t] = p
-                    token_bytes[t] = at
+                    if places:
+                        token_points[t] = p
+                        token_bytes[t] = at
                     t += 1
                 continue
             row = np.int64(entry & 0x7FFFFFF)
@@ -327,8 +354,9 @@ def _fold(  # type: ignore[no-untyped-def]
                     running = False
                 if not running:
                     h = seed
-                    token_points[t] = p
-                    token_bytes[t] = at
+                    if places:
+                        token_points[t] = p
+                        token_bytes[t] = at
                 point = part & 0x1FFFFF
                 points[p] = point
                 p += 1

@@ -17,9 +17,10 @@ import pyarrow as pa
 import xxhash
 from numba import njit
 
-from penjing.data.dedup.fold import Folded, fold, mix64, skeleton_table
+from penjing.data.dedup.fold import Folded, Scratch, fold, mix64, skeleton_table
 
 COMPLETE = 0xFFFFFFFF
+_SCRATCH = Scratch()
 
 
 @dataclass(frozen=True)
@@ -76,25 +77,21 @@ class Signatures:
 
 def sign(texts: pa.Array | pa.ChunkedArray, shape: SignatureShape) -> Signatures:
     """Signatures of an Arrow array of texts."""
-    return sign_folded(fold(texts, skeleton_table()), shape)
+    return sign_folded(fold(texts, skeleton_table(), scratch=_SCRATCH), shape)
 
 
 def sign_folded(folded: Folded, shape: SignatureShape) -> Signatures:
     """Signatures of documents already folded with the skeleton table."""
     documents = len(folded.point_offsets) - 1
-    if shape.sketch:
-        sketch, offsets, tops = _sketches(folded.tokens, folded.token_offsets, shape.shingle_tokens, shape.sketch)
-        simhash = _sim_hashes(folded.tokens, folded.token_offsets, shape.feature_tokens)
-    else:
-        sketch, offsets, tops = (
-            np.zeros(0, np.uint32),
-            np.zeros(documents + 1, np.int64),
-            np.zeros(documents, np.uint32),
-        )
-        simhash = np.zeros(documents, np.uint64)
+    tops = np.full(documents, COMPLETE, np.uint32)
+    simhash = np.zeros(documents, np.uint64)
     bands = np.zeros((documents, shape.bands), np.uint64)
-    if shape.bands:
-        _min_hashes(folded.tokens, folded.token_offsets, shape.shingle_tokens, shape.rows, bands)
+    sketch, offsets = np.zeros(0, np.uint32), np.zeros(documents + 1, np.int64)
+    if shape.sketch:
+        widths = (shape.feature_tokens, shape.shingle_tokens)
+        sketch = _sign(
+            folded.tokens, folded.token_offsets, *widths, shape.sketch, shape.rows, simhash, bands, offsets, tops
+        )
     return Signatures(
         exact_keys(folded),
         np.diff(folded.point_offsets),
@@ -139,119 +136,122 @@ def take_ragged(values: np.ndarray, offsets: np.ndarray, rows: np.ndarray) -> tu
 @njit(cache=True, nogil=True, inline="always")
 def shingle(tokens, i, width):  # type: ignore[no-untyped-def]
     """The 64-bit hash of `width` tokens from place i on."""
-    h = np.uint64(0x243F6A8885A308D3)
-    for j in range(width):
-        h = (h ^ tokens[i + j]) * np.uint64(0x9E3779B97F4A7C15)
-        h ^= h >> np.uint64(29)
+    h = tokens[i]
+    for j in range(1, width):
+        h = h * np.uint64(0x9E3779B97F4A7C15) + tokens[i + j]
     return mix64(h)
 
 
 @njit(cache=True, nogil=True)
-def _sim_hashes(tokens, offsets, width):  # type: ignore[no-untyped-def]
-    """Bit-sliced counting: plane k holds bit k of all 64 counters, so that one feature costs a few word operations."""
-    out = np.zeros(len(offsets) - 1, np.uint64)
-    planes = np.zeros(40, np.uint64)
-    for d in range(len(offsets) - 1):
-        start = offsets[d]
-        size = offsets[d + 1] - start
-        if size == 0:
-            continue
-        used = min(width, size)
-        features = size - used + 1
-        planes[:] = 0
-        for i in range(features):
-            carry = shingle(tokens, start + i, used)
-            k = 0
-            while carry != 0:
-                both = planes[k] & carry
-                planes[k] ^= carry
-                carry = both
-                k += 1
-        value = np.uint64(0)
-        for bit in range(64):
-            count = np.int64(0)
-            for k in range(40):
-                count |= np.int64((planes[k] >> np.uint64(bit)) & np.uint64(1)) << k
-            if 2 * count > features:
-                value |= np.uint64(1) << np.uint64(bit)
-        out[d] = value
-    return out
-
-
-@njit(cache=True, nogil=True)
-def _min_hashes(tokens, offsets, width, rows, bands):  # type: ignore[no-untyped-def]
-    number = bands.shape[1] * rows
-    smallest = np.empty(number, np.uint32)
-    filled = np.empty(number, np.uint32)
-    for d in range(len(offsets) - 1):
-        start = offsets[d]
-        size = offsets[d + 1] - start
-        if size == 0:
-            continue
-        used = min(width, size)
-        smallest[:] = np.uint32(0xFFFFFFFF)
-        for i in range(size - used + 1):
-            h = shingle(tokens, start + i, used)
-            place = ((h >> np.uint64(32)) * np.uint64(number)) >> np.uint64(32)
-            low = np.uint32(h & np.uint64(0xFFFFFFFE))
-            if low < smallest[place]:
-                smallest[place] = low
-        for k in range(number):
-            j = k
-            steps = 0
-            while smallest[j] == np.uint32(0xFFFFFFFF):
-                j = j + 1 if j + 1 < number else 0
-                steps += 1
-            filled[k] = smallest[j] + np.uint32(steps * 0x9E3779B1 & 0xFFFFFFFF)
-        for b in range(bands.shape[1]):
-            h = np.uint64(b + 1)
-            for r in range(rows):
-                h = mix64(h ^ np.uint64(filled[b * rows + r])) + np.uint64(0x9E3779B97F4A7C15)
-            bands[d, b] = h
-
-
-@njit(cache=True, nogil=True)
-def _sketches(tokens, offsets, width, size):  # type: ignore[no-untyped-def]
-    documents = len(offsets) - 1
+def _sign(  # type: ignore[no-untyped-def]
+    tokens, token_offsets, feature_width, width, size, rows, simhash, bands, offsets, tops
+):
+    """Fill simhash, bands, offsets and tops; give the sketches."""
+    documents = len(token_offsets) - 1
+    longest = 0
     total = 0
     for d in range(documents):
-        total += min(int(offsets[d + 1] - offsets[d]), size)
+        number = token_offsets[d + 1] - token_offsets[d]
+        longest = max(longest, number)
+        total += number if number < size else size
+    shingles = np.empty(longest, np.uint64)
+    buffer = np.empty(longest, np.uint32)
     out = np.empty(total, np.uint32)
-    starts = np.zeros(documents + 1, np.int64)
-    tops = np.full(documents, np.uint32(0xFFFFFFFF), np.uint32)
-    buffer = np.empty(4 * size + 64, np.uint32)
+    planes = np.zeros(40, np.uint64)
+    smallest = np.empty(bands.shape[1] * rows, np.uint32)
+    filled = np.empty(bands.shape[1] * rows, np.uint32)
     for d in range(documents):
-        start = offsets[d]
-        number = offsets[d + 1] - start
-        kept = 0
-        if number > 0:
-            used = min(width, number)
-            shingles = number - used + 1
-            if len(buffer) < shingles:
-                buffer = np.empty(shingles * 2, np.uint32)
-            share = 1.0
-            if shingles > 2 * size:
-                share = min(1.0, 1.4 * size / shingles)
-            while True:
-                bound = np.uint64(share * 4294967296.0)
-                taken = 0
-                for i in range(shingles):
-                    h = shingle(tokens, start + i, used) >> np.uint64(32)
-                    if h < bound:
-                        buffer[taken] = np.uint32(h)
-                        taken += 1
-                chosen = np.sort(buffer[:taken])
-                unique = 0
-                for i in range(taken):
-                    if i == 0 or chosen[i] != chosen[i - 1]:
-                        chosen[unique] = chosen[i]
-                        unique += 1
-                if unique >= size or share >= 1.0:
-                    break
-                share = min(1.0, share * 3.0)
-            kept = unique if unique < size else size
-            out[starts[d] : starts[d] + kept] = chosen[:kept]
-            if unique > size or share < 1.0:
-                tops[d] = chosen[kept - 1]
-        starts[d + 1] = starts[d] + kept
-    return out[: starts[documents]], starts, tops
+        start = token_offsets[d]
+        number = token_offsets[d + 1] - start
+        offsets[d + 1] = offsets[d]
+        if number == 0:
+            continue
+        simhash[d] = _sim_hash(tokens, start, number, min(feature_width, number), planes)
+        used = min(width, number)
+        many = number - used + 1
+        for i in range(many):
+            shingles[i] = shingle(tokens, start + i, used)
+        if bands.shape[1]:
+            _min_hash(shingles[:many], rows, smallest, filled, bands[d])
+        kept, tops[d] = _sketch(shingles[:many], size, buffer, out[offsets[d] :])
+        offsets[d + 1] += kept
+    return out[: offsets[documents]]
+
+
+@njit(cache=True, nogil=True)
+def _sim_hash(tokens, start, number, width, planes):  # type: ignore[no-untyped-def]
+    """Bit-sliced counting: plane k holds bit k of all 64 counters, so that one feature costs a few word operations."""
+    features = number - width + 1
+    planes[:] = 0
+    used = 0
+    for i in range(features):
+        carry = shingle(tokens, start + i, width)
+        k = 0
+        while carry != 0:
+            both = planes[k] & carry
+            planes[k] ^= carry
+            carry = both
+            k += 1
+        used = max(used, k)
+    value = np.uint64(0)
+    for bit in range(64):
+        count = np.int64(0)
+        for k in range(used):
+            count |= np.int64((planes[k] >> np.uint64(bit)) & np.uint64(1)) << k
+        if 2 * count > features:
+            value |= np.uint64(1) << np.uint64(bit)
+    return value
+
+
+@njit(cache=True, nogil=True)
+def _min_hash(shingles, rows, smallest, filled, bands):  # type: ignore[no-untyped-def]
+    number = len(smallest)
+    smallest[:] = np.uint32(0xFFFFFFFF)
+    for h in shingles:
+        place = ((h >> np.uint64(32)) * np.uint64(number)) >> np.uint64(32)
+        low = np.uint32(h & np.uint64(0xFFFFFFFE))
+        if low < smallest[place]:
+            smallest[place] = low
+    for k in range(number):
+        j = k
+        steps = 0
+        while smallest[j] == np.uint32(0xFFFFFFFF):
+            j = j + 1 if j + 1 < number else 0
+            steps += 1
+        filled[k] = smallest[j] + np.uint32(steps * 0x9E3779B1 & 0xFFFFFFFF)
+    for b in range(len(bands)):
+        h = np.uint64(b + 1)
+        for r in range(rows):
+            h = mix64(h ^ np.uint64(filled[b * rows + r])) + np.uint64(0x9E3779B97F4A7C15)
+        bands[b] = h
+
+
+@njit(cache=True, nogil=True)
+def _sketch(shingles, size, buffer, out):  # type: ignore[no-untyped-def]
+    """Write the `size` smallest different 32-bit hashes, ascending; give their number and the value up to which all are there.
+
+    Only hashes below a bound that should let 1.4 times as many through are sorted; too few and the bound is raised.
+    """
+    share = 1.4 * size / len(shingles) if len(shingles) > 2 * size else 1.0
+    while True:
+        bound = np.uint64(share * 4294967296.0)
+        taken = 0
+        for h in shingles:
+            high = h >> np.uint64(32)
+            if high < bound:
+                buffer[taken] = np.uint32(high)
+                taken += 1
+        chosen = np.sort(buffer[:taken])
+        unique = 0
+        for i in range(taken):
+            if i == 0 or chosen[i] != chosen[i - 1]:
+                chosen[unique] = chosen[i]
+                unique += 1
+        if unique >= size or share >= 1.0:
+            break
+        share = min(1.0, share * 3.0)
+    kept = unique if unique < size else size
+    out[:kept] = chosen[:kept]
+    if unique > size or share < 1.0:
+        return kept, chosen[kept - 1]
+    return kept, np.uint32(0xFFFFFFFF)

@@ -17,9 +17,10 @@ import pyarrow as pa
 import sentencepiece
 from numba import njit
 
-from penjing.data.dedup.fold import BREAK_TOKEN, fold, language_model_table
+from penjing.data.dedup.fold import BREAK_TOKEN, Scratch, fold, language_model_table
 from penjing.data.perplexity.counts import BEGIN, END
 
+_SCRATCH = Scratch()
 SPECIAL = ("<unk>", "<s>", "</s>")
 _FULL_WIDTH = str.maketrans(
     {
@@ -87,7 +88,7 @@ class TokenVocabulary:
 
     def streams(self, texts: pa.Array) -> tuple[np.ndarray, np.ndarray]:
         """(numbers, offsets): document d's sentences laid end to end, with <s> and </s>."""
-        folded = fold(texts, language_model_table())
+        folded = fold(texts, language_model_table(), scratch=_SCRATCH)
         out = np.empty(3 * len(folded.tokens) + 3 * len(folded.token_offsets), np.int32)
         return _number(folded.tokens, folded.token_offsets, self.keys, self.numbers, out)
 
@@ -130,7 +131,7 @@ def count_tokens(texts: Iterable[pa.Array], *, min_count: int, largest: int) -> 
     counts = np.zeros(0, np.int64)
     spelling: dict[int, str] = {}
     for batch in texts:
-        folded = fold(batch, language_model_table())
+        folded = fold(batch, language_model_table(), places=True)
         found, at, number = np.unique(folded.tokens, return_index=True, return_counts=True)
         ends = np.append(folded.token_points, len(folded.points))
         for token, place in zip(found.tolist(), at.tolist(), strict=True):
