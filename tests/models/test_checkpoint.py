@@ -138,6 +138,15 @@ def test_a_deeper_t5_decoder_generates_once_loaded(tmp_path: Path) -> None:
     )
 
 
+def test_models_with_code_of_their_own_do_not_run_it(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(
+        json.dumps({"model_type": "chatglm", "auto_map": {"AutoModelForCausalLM": "code.Model"}})
+    )
+    (tmp_path / "code.py").write_text("raise SystemExit('ran')")
+    with pytest.raises(InputError, match=r"transformers has no 'chatglm'; its own code would have to run"):
+        load_model(tmp_path)
+
+
 def test_saved_model_loads_with_its_companions(tmp_path: Path, shared: Path) -> None:
     source = shared / "models" / "stories260K"
     model = load_model(source)

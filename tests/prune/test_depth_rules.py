@@ -75,3 +75,19 @@ def test_best_is_never_worse_than_spaced() -> None:
     chosen, figures = depth.choose("best", model.config.to_dict(), {"layers": 1}, model=model, samples=samples)
     assert depth.loss(model, samples, without=chosen) == min(figures["loss_by_rule"].values())
     assert figures["loss_by_rule"][figures["rule"]] <= figures["loss_by_rule"]["spaced"]
+
+
+def test_a_shortlist_limits_what_greedy_tries() -> None:
+    model = tiny.make("llama")
+    samples = _samples()
+    least = int(depth.influence(model, samples)["layers"].argmin())
+    assert depth.greedy(model, {"layers": 1}, samples, shortlist=1) == {"layers": [least]}
+    assert depth.greedy(model, {"layers": 2}, samples, shortlist=3) == depth.greedy(model, {"layers": 2}, samples)
+
+
+def test_losses_do_not_depend_on_how_samples_are_stacked() -> None:
+    model = tiny.make("gpt2")
+    samples = [*_samples(), {"input_ids": np.arange(3, 12)}]
+    alone = [(depth.loss(model, [sample]), len(sample["input_ids"]) - 1) for sample in samples]
+    expected = sum(value * count for value, count in alone) / sum(count for _, count in alone)
+    assert depth.loss(model, samples) == pytest.approx(expected, abs=1e-5)

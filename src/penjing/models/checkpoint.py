@@ -189,8 +189,11 @@ def copy_companions(source: str | Path, out: str | Path) -> list[Path]:
     return written
 
 
-def load_model(path: str | Path, *, dtype: str = "float32") -> Any:
-    """The transformers model of a directory in evaluation mode: sequence-to-sequence or causal, as its config says."""
+def load_model(path: str | Path, *, dtype: str = "float32", trust_remote_code: bool = False) -> Any:
+    """The transformers model of a directory in evaluation mode: sequence-to-sequence or causal, as its config says.
+
+    Code that comes with the weights runs only with `trust_remote_code`. InputError when weights are missing or damaged.
+    """
     import torch
     import transformers
 
@@ -199,7 +202,13 @@ def load_model(path: str | Path, *, dtype: str = "float32") -> Any:
     if config.get("model_type") == "openba":
         importlib.import_module("penjing.models.openba")  # registers the Auto classes
     kind = transformers.AutoModelForSeq2SeqLM if config.get("is_encoder_decoder") else transformers.AutoModelForCausalLM
-    model, report = kind.from_pretrained(path, dtype=getattr(torch, dtype), output_loading_info=True)
+    known = config.get("model_type") in transformers.CONFIG_MAPPING
+    if not known and not trust_remote_code:
+        raise InputError(fault(f"transformers has no '{config.get('model_type')}'", where=path,
+                               fix="its own code would have to run: pass trust_remote_code if you have read it"))
+    open_checkpoint(path).close()  # names damage in one sentence before transformers meets it
+    model, report = kind.from_pretrained(path, dtype=getattr(torch, dtype), output_loading_info=True,
+                                         trust_remote_code=trust_remote_code and not known)
     missing = sorted(report["missing_keys"])
     if missing:
         raise InputError(fault(f"{len(missing)} weights are missing, first '{missing[0]}'", where=path))

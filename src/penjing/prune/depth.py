@@ -4,7 +4,7 @@ them.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -132,11 +132,8 @@ def loss(
     total, count = 0.0, 0
     try:
         with torch.inference_mode():
-            for sample in samples:
-                fields = {
-                    key: torch.from_numpy(np.asarray(value)).long()[None].to(model.device)
-                    for key, value in sample.items()
-                }
+            for batch in _batches(samples):
+                fields = {key: torch.from_numpy(value).long().to(model.device) for key, value in batch.items()}
                 labels = fields.setdefault("labels", fields["input_ids"])
                 predicted = int((labels if family.seq2seq else labels[:, 1:]).ne(-100).sum())
                 total += float(model(**fields, use_cache=False).loss) * predicted
@@ -160,17 +157,27 @@ def greedy(
     drops: Mapping[str, int],
     samples: Sequence[Mapping[str, np.ndarray]],
     note: Callable[[str], None] = lambda text: None,
+    *,
+    shortlist: int | None = None,
 ) -> dict[str, list[int]]:
-    """Drop one layer at a time, always the one whose loss rises least; stacks take turns by what hurts least."""
+    """Drop one layer at a time, always the one whose loss rises least; stacks take turns by what hurts least.
+
+    With a `shortlist` only that many layers of each stack, those of least block influence, are tried.
+    """
     family = of(model.config.to_dict())
     gone: dict[str, list[int]] = {name: [] for name in drops}
     counts = {stack.name: len(layer_modules(model, family, stack.name)) for stack in family.stacks}
+    tryable = {name: list(range(count)) for name, count in counts.items()}
+    if shortlist is not None:
+        scores = influence(model, samples)
+        for name, number in drops.items():
+            tryable[name] = sorted(np.argsort(scores[name], kind="stable")[: max(shortlist, number)].tolist())
     while any(len(gone[name]) < number for name, number in drops.items()):
         tried = []
         for name, number in drops.items():
             if len(gone[name]) == number:
                 continue
-            for index in range(counts[name]):
+            for index in tryable[name]:
                 if index not in gone[name]:
                     trial = {**gone, name: [*gone[name], index]}
                     tried.append((loss(model, samples, without=trial), name, index))
@@ -188,6 +195,7 @@ def choose(
     model: Any = None,
     samples: Sequence[Mapping[str, np.ndarray]] = (),
     note: Callable[[str], None] = lambda text: None,
+    shortlist: int | None = None,
 ) -> tuple[dict[str, list[int]], dict[str, Any]]:
     """The layers to drop by stack, and what was measured on the way.
 
@@ -204,13 +212,13 @@ def choose(
     if rule == "block-influence":
         return by_influence(model, drops, samples), {}
     if rule == "greedy":
-        return greedy(model, drops, samples, note), {}
+        return greedy(model, drops, samples, note, shortlist=shortlist), {}
     if rule != "best":
         raise ConfigError(fault(f"unknown depth rule '{rule}'", expected=f"one of {', '.join(RULES)}"))
     sets = {
         "spaced": even,
         "block-influence": by_influence(model, drops, samples),
-        "greedy": greedy(model, drops, samples, note),
+        "greedy": greedy(model, drops, samples, note, shortlist=shortlist),
     }
     losses = {name: loss(model, samples, without=chosen) for name, chosen in sets.items()}
     winner = min(losses, key=lambda name: losses[name])
@@ -221,6 +229,18 @@ def layer_modules(model: Any, family: Family, stack: str) -> list[Any]:
     """The layers of a stack in a transformers model, in order."""
     prefix = family.stack(stack).prefix.split("{i}")[0].rstrip(".")
     return list(model.get_submodule(prefix))
+
+
+def _batches(samples: Sequence[Mapping[str, np.ndarray]], rows: int = 8) -> Iterator[dict[str, np.ndarray]]:
+    """Neighbouring samples of equal lengths, stacked, at most `rows` at a time."""
+    start = 0
+    while start < len(samples):
+        shapes = {key: np.shape(value) for key, value in samples[start].items()}
+        stop = start + 1
+        while stop < min(len(samples), start + rows) and {key: np.shape(value) for key, value in samples[stop].items()} == shapes:
+            stop += 1
+        yield {key: np.stack([np.asarray(sample[key]) for sample in samples[start:stop]]) for key in shapes}
+        start = stop
 
 
 def _check_drop(count: int, drop: int, what: str) -> None:

@@ -54,6 +54,10 @@ class Config(Settings):
     """Key/value heads (groups) that stay in every layer; they follow from heads when not given."""
     depth_rule: Literal["spaced", "block-influence", "greedy", "best", "list"] = "spaced"
     """How layers are chosen; all but spaced and list measure the model on the tokens or corpus input."""
+    depth_shortlist: int | None = Field(default=None, ge=1)
+    """`greedy` and `best` try only this many layers, those of least block influence; all when not given."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """Where the model is measured; auto takes a GPU when there is one."""
     importance: str = "random"
     """How places are chosen: random (as OpenBA-V2), magnitude, a metric that needs data, or package.module:function."""
     importance_settings: dict[str, Any] = {}
@@ -79,8 +83,9 @@ class Config(Settings):
     measure: bool = True
     """With data: report the loss before and right after the cut."""
     plan_only: bool = False
-    """Write plan.json and stop; edit it and give it as the plan input of another prune stage. With `keep` a schedule of several
-    stages to the same share is written beside it, in the shape of OpenBA-V2's table."""
+    """Write plan.json and stop; edit it and give it as the plan input of another prune stage. With `keep` a schedule of
+    several stages to the same share is written beside it, in the shape of OpenBA-V2's table.
+    """
     seed: int = 0
     """Seed of random choices."""
 
@@ -102,8 +107,8 @@ def run(config: Config, inputs: Inputs, out: Path, job: Job) -> dict[str, Any]:
             return figures
         cut.apply(plan, source, out, stop=job.stop)
         if samples and config.measure:
-            figures["loss_before"] = depth.loss(load_model(source.path), samples)
-            figures["loss_after"] = depth.loss(load_model(out), samples)
+            figures["loss_before"] = depth.loss(_placed(config, source.path), samples)
+            figures["loss_after"] = depth.loss(_placed(config, out), samples)
             job.record(loss_before=figures["loss_before"], loss_after=figures["loss_after"])
         return figures
 
@@ -113,9 +118,7 @@ def price(config: Config, inputs: Mapping[str, Estimate]) -> Estimate:
     if given.model is None:
         return Estimate(notes=("the model is not known beforehand",))
     sizes, kept = wanted(config, given.model)
-    counts = {
-        of(given.model).stack(name).size: len(item) if isinstance(item, list) else item for name, item in kept.items()
-    }
+    counts = {of(given.model).stack(name).size: len(item) if isinstance(item, list) else item for name, item in kept.items()}
     rules.check(
         given.model,
         {**sizes, **counts},
@@ -144,7 +147,9 @@ def importance_names() -> list[tuple[str, str]]:
 
 
 def schedule(config: Config, model: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Stages that lead to `keep` one after another, depth before width, with parameters, FLOPs and recovery tokens of each."""
+    """Stages that lead to `keep` one after another, depth before width, with parameters, FLOPs and recovery tokens of
+    each.
+    """
     proposals = propose.propose(model, config.keep or 1.0, tensor_parallel=config.tensor_parallel, multiple_of=config.multiple_of)
     return [item.as_json() for item in proposals]
 
@@ -157,11 +162,7 @@ def make_plan(
     family.match(source.config, source.names, where=source.path)
     sizes, layers = wanted(config, source.config, history=_origins(source))
     counts = {family.stack(name).size: len(item) if isinstance(item, list) else item for name, item in layers.items()}
-    limits: dict[str, Any] = {
-        "tensor_parallel": config.tensor_parallel,
-        "multiple_of": config.multiple_of,
-        "force": config.force,
-    }
+    limits: dict[str, Any] = {"tensor_parallel": config.tensor_parallel, "multiple_of": config.multiple_of, "force": config.force}
     rules.check(source.config, {**sizes, **counts}, **limits)
     kept, measured = _choose_layers(config, source, layers, samples)
     metric = width.metric(config.importance)
@@ -199,11 +200,7 @@ def wanted(
     family = of(model)
     old = family.sizes(model)
     stack_sizes = {stack.size for stack in family.stacks}
-    asked = {
-        name: getattr(config, name)
-        for name in ("hidden", "ffn", "heads", "kv_heads")
-        if getattr(config, name) is not None
-    }
+    asked = {name: getattr(config, name) for name in ("hidden", "ffn", "heads", "kv_heads") if getattr(config, name) is not None}
     if config.keep is not None:
         if asked or config.layers is not None or config.drop_layers is not None:
             raise ConfigError(
@@ -214,21 +211,13 @@ def wanted(
                 )
             )
         sizes = propose.sizes_for(
-            model,
-            config.keep,
-            axes=config.keep_axes,
-            tensor_parallel=config.tensor_parallel,
-            multiple_of=config.multiple_of,
+            model, config.keep, axes=config.keep_axes, tensor_parallel=config.tensor_parallel, multiple_of=config.multiple_of
         )
-        counts: dict[str, int | list[int]] = {
-            stack.name: sizes.get(stack.size, old[stack.size]) for stack in family.stacks
-        }
+        counts: dict[str, int | list[int]] = {stack.name: sizes.get(stack.size, old[stack.size]) for stack in family.stacks}
         return {name: value for name, value in sizes.items() if name not in stack_sizes}, counts
     unknown = set(asked) - set(old)
     if unknown:
-        raise ConfigError(
-            fault(f"{family.model_type} has no size '{sorted(unknown)[0]}'", expected=f"one of {', '.join(old)}")
-        )
+        raise ConfigError(fault(f"{family.model_type} has no size '{sorted(unknown)[0]}'", expected=f"one of {', '.join(old)}"))
     sizes = rules.complete(model, {name: _count(value, old[name], name) for name, value in asked.items()})
     return sizes, _wanted_layers(config, model, history or {})
 
@@ -243,9 +232,7 @@ def calibration_samples(config: Config, source: Checkpoint, inputs: Inputs) -> l
         from penjing.objectives.tokens import open_tokens
 
         tokens = open_tokens(Path(inputs["tokens"]))
-        stream = np.concatenate(
-            [np.asarray(tokens.shard(name).ids[: 64 * length * count]) for name in sorted(tokens.sources)]
-        )
+        stream = np.concatenate([np.asarray(tokens.shard(name).ids[: 64 * length * count]) for name in sorted(tokens.sources)])
     elif inputs.get("corpus") is not None:
         stream = _encode_corpus(Path(inputs["corpus"]), source.path, 8 * length * count)
     else:
@@ -267,9 +254,7 @@ def calibration_samples(config: Config, source: Checkpoint, inputs: Inputs) -> l
     for start in np.sort(starts):
         ids = stream[start : start + length].astype(np.int64)
         half = length // 2
-        samples.append(
-            {"input_ids": ids[:half], "labels": ids[half:]} if of(source.config).seq2seq else {"input_ids": ids}
-        )
+        samples.append({"input_ids": ids[:half], "labels": ids[half:]} if of(source.config).seq2seq else {"input_ids": ids})
     return samples
 
 
@@ -292,9 +277,7 @@ def describe(plan: plans.PruningPlan) -> dict[str, Any]:
     }
 
 
-def _wanted_layers(
-    config: Config, model: Mapping[str, Any], history: Mapping[str, Sequence[int]]
-) -> dict[str, int | list[int]]:
+def _wanted_layers(config: Config, model: Mapping[str, Any], history: Mapping[str, Sequence[int]]) -> dict[str, int | list[int]]:
     family = of(model)
     old = family.sizes(model)
     if config.layers is not None and config.drop_layers is not None:
@@ -326,10 +309,7 @@ def _wanted_layers(
 
 
 def _choose_layers(
-    config: Config,
-    source: Checkpoint,
-    layers: Mapping[str, int | list[int]],
-    samples: Sequence[Mapping[str, np.ndarray]],
+    config: Config, source: Checkpoint, layers: Mapping[str, int | list[int]], samples: Sequence[Mapping[str, np.ndarray]]
 ) -> tuple[dict[str, list[int]], dict[str, Any]]:
     family = of(source.config)
     old = family.sizes(source.config)
@@ -346,9 +326,15 @@ def _choose_layers(
                     fix="give layers or drop_layers as lists, or another depth_rule",
                 )
             )
-        model = None if config.depth_rule == "spaced" else load_model(source.path)
+        model = None if config.depth_rule == "spaced" else _placed(config, source.path)
         chosen, measured = depth.choose(
-            config.depth_rule, source.config, drops, model=model, samples=samples, note=console.say
+            config.depth_rule,
+            source.config,
+            drops,
+            model=model,
+            samples=samples,
+            note=console.say,
+            shortlist=config.depth_shortlist,
         )
         kept |= {name: depth.kept(old[family.stack(name).size], gone) for name, gone in chosen.items()}
     return kept, measured
@@ -379,6 +365,14 @@ def _count(value: Amount, size: int, what: str) -> int:
     if value != int(value) or value < 1:
         raise ConfigError(fault(f"wrong {what}", found=value, expected="a whole number above 0 or a share below 1"))
     return int(value)
+
+
+def _placed(config: Config, path: Path) -> Any:
+    """A model on the device that the settings name."""
+    import torch
+
+    device = config.device if config.device != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
+    return load_model(path).to(device)
 
 
 def _place(name: str, package: str) -> Any:
