@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -176,3 +177,52 @@ def test_single_stage_runs_by_itself(recipe_text: str, documents: Path, tmp_path
                           f"sources=[{{name: words, path: {documents}, lang: en}}]"], capture_output=True, text=True, check=True)
     assert json.loads(out.stdout)["out"] == str(tmp_path / "raw")
     assert (tmp_path / "raw" / "corpus.json").is_file()
+
+
+def test_input_that_changes_during_a_run_is_not_committed(recipe_text: str, documents: Path, tmp_path: Path) -> None:
+    """A writer goes on appending while the stage reads: the stage must not be recorded as made from either state."""
+    write_documents(documents, 30_000)
+
+    def append() -> None:
+        while not (tmp_path / "run" / "01-raw.partial").exists():
+            time.sleep(0.001)
+        with documents.open("a", encoding="utf-8") as file:
+            file.write(json.dumps({"id": "late", "text": "a late line that was written while the corpus was being read"}) + "\n")
+
+    writer = threading.Thread(target=append)
+    writer.start()
+    with pytest.raises(InputError, match=r"raw: an input changed while the stage was reading it; found the content of input "
+                                         r"'file:.*documents.jsonl' changed; let the writer finish"):
+        runner.run(check(recipe_text), tmp_path / "run", until="raw")
+    writer.join()
+    assert RunDir(tmp_path / "run").finished("raw") is None
+    assert runner.run(check(recipe_text), tmp_path / "run", until="raw").ran == ("raw",)
+
+
+def test_truncated_and_non_utf8_files_are_named_and_the_rest_goes_on(tmp_path: Path, documents: Path) -> None:
+    import gzip
+
+    whole = gzip.compress(documents.read_bytes())
+    (tmp_path / "cut.jsonl.gz").write_bytes(whole[: len(whole) // 2])
+    (tmp_path / "noise.jsonl").write_bytes(bytes(range(128, 256)) * 40)
+    text = f"""penjing: 1
+name: damaged
+stages:
+  raw:
+    kind: collect
+    max_damage: 0.5
+    sources:
+      - {{name: good, path: {documents}, lang: en}}
+      - {{name: cut, path: {tmp_path}/cut.jsonl.gz, lang: en}}
+  strict:
+    kind: collect
+    max_damage: 0
+    sources: [{{name: noise, path: {tmp_path}/noise.jsonl, lang: en}}]
+"""
+    runner.run(check(text), tmp_path / "run", until="raw")
+    record = RunDir(tmp_path / "run").record("raw") or {}
+    assert record["figures"]["damaged_records"] >= 1 and record["figures"]["documents"] > 44
+    with pytest.raises(InputError) as caught:
+        runner.run(check(text), tmp_path / "run")
+    assert "noise.jsonl" in str(caught.value) and "\n" not in str(caught.value)
+    assert RunDir(tmp_path / "run").finished("raw") is not None
