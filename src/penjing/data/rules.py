@@ -47,8 +47,8 @@ class Rule:
     test: str = ">"
     bounds: Mapping[str, Bound] = field(default_factory=dict)
     edit: str | None = None
-    after: bool = False
-    """Looked at again after paragraphs and sentences were cut."""
+    after: str = ""
+    """"also": looked at again after paragraphs and sentences were cut; "only": not before."""
 
     def fires(self, values: npt.NDArray[Any], lang: str) -> npt.NDArray[np.bool_]:
         """Where the rule holds, for values of documents (lines, sentences) in one language."""
@@ -79,6 +79,10 @@ class RuleSet:
     name: str
     about: str
     rules: tuple[Rule, ...]
+    fences: bool = True
+    """Whether Markdown code fences are left alone by paragraph and sentence rules."""
+    symbols: bool = False
+    """Whether runs of punctuation are words, as in datatrove's rules."""
 
     def at(self, level: str, *, edits: bool = False) -> list[Rule]:
         """Rules of a level with a measure, or its edits."""
@@ -120,7 +124,8 @@ def load(name: str, *, overrides: Mapping[str, Any] | None = None) -> RuleSet:
                                     fix=did_you_mean(key, known)))
         rules = [changed for rule in rules
                  if (changed := _override(rule, change) if rule.id in hits else rule) is not None]
-    return RuleSet(str(values.get("name", path.stem)), str(values.get("about", "")), tuple(rules))
+    return RuleSet(str(values.get("name", path.stem)), str(values.get("about", "")), tuple(rules),
+                   bool(values.get("fences", True)), bool(values.get("symbols", False)))
 
 
 def combine(names_or_paths: Sequence[str], *, overrides: Mapping[str, Any] | None = None) -> RuleSet:
@@ -139,7 +144,8 @@ def combine(names_or_paths: Sequence[str], *, overrides: Mapping[str, Any] | Non
         if key not in used:
             raise ConfigError(fault(f"no rule '{key}' in these rule sets", fix=did_you_mean(key, used)))
         rules = [changed for rule in rules if (changed := _override(rule, change) if rule.id == key else rule) is not None]
-    return RuleSet("+".join(one.name for one in sets), "", tuple(rules))
+    return RuleSet("+".join(one.name for one in sets), "", tuple(rules), all(one.fences for one in sets),
+                   any(one.symbols for one in sets))
 
 
 def phrase_lists(lexicons: Mapping[str, Sequence[str]] | None = None, *, blocked_domains: Sequence[str] = ()) -> PhraseLists:
@@ -181,7 +187,9 @@ def _rule(entry: Mapping[str, Any], where: str) -> Rule:
     if not entry.get("id"):
         raise ConfigError(fault("a rule without an id", where=where))
     common: dict[str, Any] = {"id": str(entry["id"]), "name": str(entry.get("name", "")), "level": level, "action": action,
-              "source": str(entry.get("source", "")), "after": bool(entry.get("after", False))}
+              "source": str(entry.get("source", "")), "after": str(entry.get("after", ""))}
+    if common["after"] not in ("", "also", "only"):
+        raise ConfigError(fault("wrong after", where=where, found=common["after"], expected="also or only"))
     edit = entry.get("edit")
     if edit is not None:
         if edit not in EDITS:

@@ -74,7 +74,7 @@ def facts_of(texts: pa.Array | pa.ChunkedArray, langs: Sequence[str | None], url
             if lang in rule.bounds:
                 bits |= _GRAM_BITS.get(rule.measures[lang], 0)
         wanted[np.array([one == lang for one in langs], bool)] = bits
-    return Facts(data, offsets, langs, urls, phrases, wanted, given_words=words)
+    return Facts(data, offsets, langs, urls, phrases, wanted, given_words=words, symbols=rules.symbols)
 
 
 def measured(facts: Facts, rules: RuleSet, only: Sequence[Rule] | None = None) -> dict[str, npt.NDArray[np.float32]]:
@@ -91,6 +91,9 @@ def apply(facts: Facts, rules: RuleSet, *, stats: Mapping[str, npt.NDArray[np.fl
     sizes = np.diff(facts.offsets)
     known = dict(stats) if stats is not None else measured(facts, rules)
     fired = decide(known, langs, documents)
+    only = np.array([rule.after == "only" for rule in documents], bool)
+    late_only = fired[only].copy() if len(documents) else fired
+    fired[only] = False
     drops = np.array([rule.action == "drop" for rule in documents], bool)
     alive = ~fired[drops].any(0) if len(documents) else np.ones(len(langs), bool)
     result = Applied(known, alive.copy(), [None] * len(langs), np.full(len(langs), np.nan), [""] * len(langs),
@@ -111,6 +114,7 @@ def apply(facts: Facts, rules: RuleSet, *, stats: Mapping[str, npt.NDArray[np.fl
         second.characters_before = part.characters[inside]
         values = measured(second, rules, late)
         verdicts = decide(values, langs[changed], late)
+        late_only[:, changed] = False
         for position, index in enumerate(again):
             new = verdicts[position] & ~fired[index, changed]
             fired[index, changed[new]] = True
@@ -119,6 +123,8 @@ def apply(facts: Facts, rules: RuleSet, *, stats: Mapping[str, npt.NDArray[np.fl
                 if hit.any():
                     known[name] = known[name].copy()
                     known[name][changed[hit]] = values[name][hit]
+    if only.any():
+        fired[only] |= late_only & alive
     _count_documents(documents, fired, drops, sizes, result)
     result.keep = ~fired[drops].any(0) if len(documents) else result.keep
     for row in np.flatnonzero(~result.keep).tolist():
@@ -166,7 +172,7 @@ class _Cutter:
         lines = self.facts.lines
         document = self.facts.line_document
         line_langs = self.langs[document]
-        open_lines = (lines["fenced"] == 0) & self.facts.filled
+        open_lines = self.facts.filled & ((lines["fenced"] == 0) | (not self.rules.fences))
         cut = np.zeros(len(open_lines), bool)
         self._judge(paragraphs, "paragraph", open_lines, line_langs, document, cut)
         self.cut = cut

@@ -34,7 +34,8 @@ from penjing.data.kernels.words import mix
 
 FACTS = ("characters", "spaces", "han", "kana", "latin", "other_letters", "upper", "digits", "punctuation", "symbols", "garbled",
          "hashes", "ellipses", "parentheses", "braces", "pipes", "bracketed", "url_characters", "tags", "sentences",
-         "longest_token", "tokens", "first", "last", "ends_in_ellipsis", "terminal", "bits", "fenced", "unpunctuated")
+         "longest_token", "tokens", "first", "last", "ends_in_ellipsis", "terminal", "bits", "fenced", "unpunctuated",
+         "plain_sentences")
 """Columns of `Lines.facts`, all int32. characters: without the newline; garbled: U+FFFD and well-known mojibake; ellipses:
 `...` and `…`; bracketed: characters inside 【】; tokens, longest_token: runs without white space, in number and characters;
 first, last: code points after trimming; terminal: 2 when the very last character is a mark that ends sentences, 1 when white
@@ -51,7 +52,7 @@ _CLOSING = "\"'”’）)】」』》]"
 _BULLETS = "•-*·●○■□▪◦‣–—※►▶➢◆◇"
 (_CHARACTERS, _SPACES, _HAN, _KANA, _LATIN, _OTHER, _UPPER, _DIGITS, _PUNCT, _SYMBOLS, _GARBLED, _HASHES, _ELLIPSES, _PARENS,
  _BRACES, _PIPES, _BRACKETED, _URLS, _TAGS, _SENTENCES, _LONGEST, _TOKENS, _FIRST, _LAST, _ENDS, _TERM, _BITS, _FENCED,
- _BARE) = range(29)
+ _BARE, _PLAIN) = range(30)
 
 
 @dataclass(frozen=True)
@@ -140,7 +141,7 @@ def _measure(data, start, stop, classes, marks, row, exact, folded, line):
     kept = 0
     previous, before = np.int32(0), np.int32(0)
     last, last_but_one, last_but_two = np.int32(0), np.int32(0), np.int32(0)
-    sentence_open = False
+    sentence_open = plain_open = False
     tag = np.int64(-1)
     while position < stop:
         point, length = code_point(data, position)
@@ -167,7 +168,7 @@ def _measure(data, start, stop, classes, marks, row, exact, folded, line):
             token += 1
             row[_LONGEST] = max(row[_LONGEST], token)
             if name <= LETTER:
-                sentence_open = True
+                sentence_open = plain_open = True
                 kept += 1
                 low = point + 32 if 65 <= point <= 90 else point
                 fold = (fold ^ np.uint64(low)) * prime
@@ -185,7 +186,7 @@ def _measure(data, start, stop, classes, marks, row, exact, folded, line):
                 if marks[point] & 8:
                     row[_UPPER] += 1
             elif name == DIGIT:
-                sentence_open = True
+                sentence_open = plain_open = True
                 kept += 1
                 row[_DIGITS] += 1
                 fold = (fold ^ np.uint64(0x30)) * prime
@@ -267,8 +268,15 @@ def _measure(data, start, stop, classes, marks, row, exact, folded, line):
                     data[after] == 0x29 or data[after] >= 0xE2:
                 row[_SENTENCES] += 1
                 sentence_open = False
+        if plain_open and name == PUNCTUATION and marks[point] & 1 and point != 0x2026:
+            after = position + length
+            if point != 0x2E or ((after >= stop or (data[after] != 0x2E and not _wordy(data[after]))) and previous != 0x2E):
+                row[_PLAIN] += 1
+                plain_open = False
         before, previous = previous, point
         position += length
+    if plain_open:
+        row[_PLAIN] += 1
     if sentence_open:
         row[_SENTENCES] += 1
     row[_LAST] = last
@@ -304,6 +312,11 @@ def _headlike(data, begin, finish, marks):
         else:
             return digits > 0 and (point == 0x2E or point == 0x3001 or point == 0x29 or point == 0xFF09 or point == 0xFF0E)
     return False
+
+
+@njit(cache=True, nogil=True, inline="always")
+def _wordy(byte):
+    return 48 <= byte <= 57 or 97 <= byte | 0x20 <= 122
 
 
 @njit(cache=True, nogil=True, inline="always")

@@ -17,10 +17,12 @@ from numba import njit
 from penjing.data.kernels import Bytes, Offsets
 from penjing.data.kernels.characters import (
     DIGIT,
+    EMOJI,
     HAN,
     KANA,
     LETTER,
     MARK,
+    PUNCTUATION,
     script_classes,
 )
 from penjing.data.kernels.scan import code_point
@@ -42,13 +44,16 @@ class Words:
     first: npt.NDArray[np.int64]
 
 
-def split(data: Bytes, offsets: Offsets) -> Words:
-    """The words of every document by our own boundaries."""
+def split(data: Bytes, offsets: Offsets, *, symbols: bool = False) -> Words:
+    """The words of every document by our own boundaries.
+
+    With `symbols`, a run of one punctuation mark or symbol is a word too (flag ALL_SYMBOLS), as tokenizers have it.
+    """
     size = len(data) + 1
     starts, ends = np.empty(size, np.int64), np.empty(size, np.int64)
     lengths, hashes, flags = np.empty(size, np.int32), np.empty(size, np.uint64), np.empty(size, np.uint8)
     first = np.zeros(len(offsets), np.int64)
-    used = _split(data, offsets, script_classes(), starts, ends, lengths, hashes, flags, first)
+    used = _split(data, offsets, script_classes(), starts, ends, lengths, hashes, flags, first, symbols)
     return Words(starts[:used], ends[:used], lengths[:used], hashes[:used], flags[:used], first)
 
 
@@ -95,7 +100,7 @@ def mix(value):
 
 
 @njit(cache=True, nogil=True)
-def _split(data, offsets, classes, starts, ends, lengths, hashes, flags, first):
+def _split(data, offsets, classes, starts, ends, lengths, hashes, flags, first, symbols):
     used = 0
     prime = np.uint64(0x100000001B3)
     for document in range(len(offsets) - 1):
@@ -105,6 +110,7 @@ def _split(data, offsets, classes, starts, ends, lengths, hashes, flags, first):
         letter = False
         count = 0
         begin = position
+        mark = np.int32(0)
         while position < end:
             point, length = code_point(data, position)
             name = classes[point]
@@ -122,6 +128,21 @@ def _split(data, offsets, classes, starts, ends, lengths, hashes, flags, first):
                 starts[used], ends[used], lengths[used] = position, position + length, 1
                 hashes[used], flags[used] = mix(seed), HAS_LETTER
                 used += 1
+            elif symbols and PUNCTUATION <= name <= EMOJI and not part:
+                if point == mark:  # the run goes on: the word made for it grows
+                    used -= 1
+                    begin, count = starts[used], lengths[used] + 1
+                else:
+                    begin, count = position, 1
+                seed = np.uint64(0xCBF29CE484222325)
+                for step in range(begin, position + length):
+                    seed = (seed ^ np.uint64(data[step])) * prime
+                starts[used], ends[used], lengths[used] = begin, position + length, count
+                hashes[used], flags[used] = mix(seed), ALL_SYMBOLS
+                used += 1
+                mark = point
+                position += length
+                continue
             elif part:
                 if not inside:
                     inside, begin, count, letter = True, position, 0, False
@@ -130,6 +151,7 @@ def _split(data, offsets, classes, starts, ends, lengths, hashes, flags, first):
                     seed = (seed ^ np.uint64(data[position + step])) * prime
                 count += 1
                 letter = letter or name <= LETTER
+            mark = np.int32(0)
             position += length
         if inside:
             starts[used], ends[used], lengths[used] = begin, end, count

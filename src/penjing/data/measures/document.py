@@ -32,6 +32,11 @@ def sentences(facts: Facts) -> Floats:
     return facts.sum("sentences")
 
 
+def sentences_c4(facts: Facts) -> Floats:
+    """Sentences when ellipses do not end one (as datatrove's sentence splitters count them); a line ends one."""
+    return facts.sum("plain_sentences")
+
+
 def mean_line_length(facts: Facts) -> Floats:
     """Characters per line that is not blank."""
     return share(facts.sum("characters"), facts.num_lines)

@@ -53,6 +53,8 @@ class Facts:
     wanted: npt.NDArray[np.uint8]
     given_words: Words | None = None
     """Word boundaries from elsewhere, in place of our own."""
+    symbols: bool = False
+    """Whether runs of punctuation are words."""
     removed: Mapping[str, Floats] = field(default_factory=dict)
     """After the paragraph rules: characters each rule removed per document, under the rule's id."""
     characters_before: Floats | None = None
@@ -68,7 +70,7 @@ class Facts:
         parts = [self.data[self.offsets[row] : self.offsets[row + 1]] for row in rows]
         data = np.concatenate(parts) if parts else np.zeros(0, np.uint8)
         return Facts(data, offsets, [self.langs[row] for row in rows], [self.urls[row] for row in rows], self.phrases,
-                     self.wanted[rows])
+                     self.wanted[rows], symbols=self.symbols)
 
     @functools.cached_property
     def lines(self) -> Lines:
@@ -83,7 +85,8 @@ class Facts:
     @functools.cached_property
     def words(self) -> Words:
         """Words."""
-        return self.given_words if self.given_words is not None else split(self.data, self.offsets)
+        return self.given_words if self.given_words is not None else split(
+            self.data, self.offsets, symbols=self.symbols)
 
     @functools.cached_property
     def grams(self) -> dict[str, Floats]:
