@@ -20,6 +20,7 @@ COMMANDS = {
     "report": "Write report.html for a run, finished or not.",
     "stage": "Run a single stage by itself.",
     "plan": "Propose a schedule of cuts (`plan prune MODEL --keep 0.35`) to read before anything is cut.",
+    "explain": "Every measure, bound and verdict of the cleaning rules for one document.",
     "explain-sample": "Print one training sample as people read it.",
     "list": "What there is: stages, recipes, rules, families, objectives, importance.",
     "inspect": "What a checkpoint or tokenizer is, measured on your text.",
