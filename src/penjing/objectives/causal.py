@@ -52,12 +52,17 @@ def fill_row(arrays: Arrays, at: int, pieces: Sequence[Piece], ids: NDArray[np.i
                 targets[begin : begin + masked] = NO_LOSS
         segments[begin:end] = number if isolate else 1
         if isolate and reset_positions:
-            positions[begin:end] = _COUNT[: piece.length] if piece.length <= len(_COUNT) else np.arange(piece.length)
+            positions[begin:end] = ramp(piece.length)
         if not isolate and not piece.goes_on and number < len(pieces):
             targets[end - 1] = ids[pieces[number].start]
             weights[end - 1] = 1.0
     if not (isolate and reset_positions):
-        positions[:end] = np.arange(end)
+        positions[:end] = ramp(end)
+
+
+def ramp(length: int) -> NDArray[np.int32]:
+    """0, 1, … below `length`; a view, not to be written to."""
+    return _COUNT[:length] if length <= len(_COUNT) else np.arange(length, dtype=np.int32)
 
 
 _COUNT = np.arange(1 << 16, dtype=np.int32)

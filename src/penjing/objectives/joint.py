@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 
 from penjing.config import generator
 from penjing.errors import InputError, fault
+from penjing.objectives.causal import ramp
 from penjing.objectives.example import NO_LOSS
 from penjing.objectives.packing import ConcatRows, Documents, Piece
 from penjing.objectives.span import Example
@@ -88,11 +89,11 @@ def lay_pair(arrays: Arrays, at: int, examples: Sequence[Example], *, start: int
         end_e, end_d = end_e + len(example.encoder), end_d + len(example.labels)
         arrays["encoder_tokens_BE"][at, begin_e:end_e] = example.encoder
         arrays["encoder_segments_BE"][at, begin_e:end_e] = number
-        arrays["encoder_positions_BE"][at, begin_e:end_e] = np.arange(end_e - begin_e)
+        arrays["encoder_positions_BE"][at, begin_e:end_e] = ramp(end_e - begin_e)
         arrays["decoder_tokens_BD"][at, begin_d] = start
         arrays["decoder_tokens_BD"][at, begin_d + 1 : end_d] = example.labels[:-1]
         arrays["decoder_segments_BD"][at, begin_d:end_d] = number
-        arrays["decoder_positions_BD"][at, begin_d:end_d] = np.arange(end_d - begin_d)
+        arrays["decoder_positions_BD"][at, begin_d:end_d] = ramp(end_d - begin_d)
         arrays["targets_BD"][at, begin_d:end_d] = example.labels
         arrays["weights_BD"][at, begin_d:end_d] = 1.0
         arrays["denoisers_BD"][at, begin_d:end_d] = example.denoiser
@@ -109,7 +110,7 @@ def lay_single(arrays: Arrays, at: int, examples: Sequence[Example]) -> None:
         arrays["targets_BS"][at, seen - 1 : end] = example.labels
         arrays["weights_BS"][at, seen - 1 : end] = 1.0
         arrays["segments_BS"][at, begin:end] = number
-        arrays["positions_BS"][at, begin:end] = np.arange(end - begin)
+        arrays["positions_BS"][at, begin:end] = ramp(end - begin)
         arrays["denoisers_BS"][at, seen - 1 : end] = example.denoiser
         if "prefix_BS" in arrays:
             arrays["prefix_BS"][at, begin:seen] = True

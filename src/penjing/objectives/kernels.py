@@ -206,6 +206,26 @@ def plan_block(
 
 
 @njit(cache=True)
+def take_out(tokens: NDArray[np.integer], text: NDArray[np.int64], masked: NDArray[np.int64], sentinels: NDArray[np.int64],
+             encoder: NDArray[np.int64], labels: NDArray[np.int64]) -> None:
+    """Alternating runs of text and of masked tokens, laid into the encoder's and the labels' places with their sentinels."""
+    at, e, d = 0, 0, 0
+    for j in range(len(text)):
+        for _ in range(text[j]):
+            encoder[e] = tokens[at]
+            e += 1
+            at += 1
+        encoder[e] = sentinels[j]
+        labels[d] = sentinels[j]
+        e += 1
+        d += 1
+        for _ in range(masked[j]):
+            labels[d] = tokens[at]
+            d += 1
+            at += 1
+
+
+@njit(cache=True)
 def plan_ids(plan: NDArray[np.int64], density: NDArray[np.float64], mean_span: NDArray[np.int64], prefix: int,
              most: int) -> NDArray[np.int64]:
     """(encoder ids, labels) of every piece of a plan."""

@@ -47,7 +47,7 @@ def segment(items: int, parts: int, rng: np.random.Generator) -> NDArray[np.int6
     opens = np.zeros(max(items - 1, 0), bool)
     opens[: parts - 1] = True
     rng.shuffle(opens)
-    edges = np.flatnonzero(opens)
+    edges = opens.nonzero()[0]
     lengths = np.empty(parts, np.int64)
     lengths[:-1] = edges
     lengths[-1] = items - 1
@@ -86,25 +86,15 @@ def take_out(tokens: Ids, text: NDArray[np.int64], masked: NDArray[np.int64], sp
              denoiser: int = 0) -> Example:
     """The sample in which the masked runs are replaced: encoder = mode, text with sentinels, eos; labels = runs,
     eos."""
-    count = len(text)
-    mask = runs_to_mask(text, masked)
-    sentinels = special.sentinels[:count]
-    order = np.arange(count)
+    from penjing.objectives import kernels
+
+    count, hidden = len(text), int(masked.sum())
     prefix = special.prefix(mode) if mode is not None else []
-    encoder = np.empty(len(prefix) + len(tokens) - int(masked.sum()) + count + 1, np.int64)
-    body = encoder[len(prefix) : -1]
-    gaps = np.zeros(len(body), bool)
-    gaps[np.cumsum(text) + order] = True
-    body[gaps] = sentinels
-    body[~gaps] = tokens[~mask]
+    encoder = np.empty(len(prefix) + len(tokens) - hidden + count + 1, np.int64)
+    labels = np.empty(hidden + count + 1, np.int64)
+    kernels.take_out(tokens, text, masked, special.sentinels, encoder[len(prefix) : -1], labels[:-1])
     encoder[: len(prefix)] = prefix
-    encoder[-1] = special.eos
-    labels = np.empty(int(masked.sum()) + count + 1, np.int64)
-    heads = np.zeros(len(labels) - 1, bool)
-    heads[np.cumsum(masked) - masked + order] = True
-    labels[:-1][heads] = sentinels
-    labels[:-1][~heads] = tokens[mask]
-    labels[-1] = special.eos
+    encoder[-1] = labels[-1] = special.eos
     return Example(encoder, labels, denoiser)
 
 
