@@ -10,9 +10,11 @@ import math
 import shutil
 import time
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -20,7 +22,7 @@ from penjing import console
 from penjing.contract import Job
 from penjing.errors import ConfigError, GateError, InputError, Interrupted, fault
 from penjing.files import canonical_json, disk_faults, hash_text, read_json, write_json
-from penjing.train import metrics, model, optim, state
+from penjing.train import distributed, metrics, model, optim, shards, state
 from penjing.train.config import TrainConfig
 from penjing.train.feed import Step, StreamLike, ahead, prepare_step
 from penjing.train.guard import Guard, keep_batch
@@ -28,6 +30,7 @@ from penjing.train.held_out import HeldOut, bits_per_byte, denoiser_losses
 from penjing.train.light import lighten
 from penjing.train.memory import keep_freed_memory
 from penjing.train.schedule import learning_rate
+from penjing.train.shards import ShardSaver
 
 VERSION = 1
 CURVE_POINTS = 100
@@ -38,7 +41,8 @@ def train(config: TrainConfig, *, checkpoint: Path, stream: StreamLike, out: Pat
           identity: Mapping[str, str] | None = None) -> dict[str, Any]:
     """Train `checkpoint` on `stream` and leave a plain Hugging Face checkpoint and train.json in `out`; gives its figures.
 
-    `validation` is the stream that d-ul2 measures its denoisers on. Resumes from `out`/state. `identity` names the content of the inputs; a state made from other content is refused.
+    `validation` is the stream that d-ul2 measures its denoisers on. Resumes from `out`/state; `identity` names the content of the
+    inputs, and a state made from other content is refused.
     Raises Interrupted when `job.stop()` says so (the state is saved first), GateError when the loss stops being a number or
     spikes too often, InputError for inputs that changed or do not fit.
     """
@@ -53,7 +57,7 @@ def train(config: TrainConfig, *, checkpoint: Path, stream: StreamLike, out: Pat
 
 
 class Run:
-    """A training run in one process."""
+    """A training run, as one of the processes that share it sees it."""
 
     def __init__(self, config: TrainConfig, *, checkpoint: Path, stream: StreamLike, out: Path, job: Job,
                  teacher: Path | None, held_out: HeldOut | None, validation: Any, identity: dict[str, str]) -> None:
@@ -61,7 +65,11 @@ class Run:
             torch.set_num_threads(config.threads)
         self.config, self.checkpoint, self.stream, self.out, self.job, self.held_out = (
             config, checkpoint, stream, out, job, held_out)
-        self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        self.world = distributed.start(config.parallel)
+        self.device = self.world.device
+        if not self.world.is_main:
+            self.job = replace(job, metrics=None)
+            console.configure(quiet=True)
         if config.deterministic:
             torch.use_deterministic_algorithms(True, warn_only=True)
         torch.manual_seed(config.seed)
@@ -69,16 +77,28 @@ class Run:
         self.model: nn.Module = model.load(checkpoint).to(self.device).train()
         taught = None if teacher is None else model.load(teacher).to(self.device)
         product = model.PRODUCTS[self.precision]
-        if self.device.type == "cpu":
+        alone = self.world.size == 1
+        if self.device.type == "cpu" and not config.compile:
             keep_freed_memory()
             for one in (self.model, *([taught] if taught is not None else [])):
                 lighten(one, product=product)
-        self.objective = model.Objective(self.model, config, teacher=taught, product=product)
+        self.objective = model.Objective(self.model, config, teacher=taught, product=product,
+                                         autocast=self.world.data_ranks == 1)
         self.sources: tuple[str, ...] = tuple(getattr(stream, "sources", ("all",)))
-        self.parameters = optim.choose_trainable(self.model, config)
+        names = list(optim.choose_trainable(self.model, config))
+        self.total_parameters = sum(p.numel() for p in self.model.parameters())
+        if config.trainable == "new-rows" and not alone:
+            raise ConfigError(fault("new-rows is trained by one process only", where="parallel"))
+        distributed.cut_tensors(self.model, self.world)
+        distributed.speed_up(self.model, config)
+        distributed.shard(self.model, self.objective, self.world, config, product)
+        named = dict(self.model.named_parameters())
+        self.parameters = {name: named[name] for name in names}
         self.optimizer = optim.build_optimizer(self.parameters, config)
         self.guard = Guard(config.guard)
-        self.saver = state.Saver(out / "state", keep=config.keep_states)
+        self.saver: state.Saver | ShardSaver = state.Saver(out / "state", keep=config.keep_states)
+        if not alone:
+            self.saver = ShardSaver(out / "state", keep=config.keep_states, world=self.world)
         self.identity = hash_text(canonical_json({
             "version": VERSION, "config": _identity_of(config), "stream": _plain(getattr(stream, "config", None)), **identity}))
         self.validation = validation
@@ -103,9 +123,11 @@ class Run:
         """Over the last twentieth of the run."""
         self.loss_scale = 65536.0 if self.precision == "fp16" else 1.0
         self._good_since_scale = 0
+        self._stop = False
 
     def resume(self) -> None:
         """Go on from the newest good state, if there is one."""
+        self.world.agree(self.identity, what="settings or inputs")
         found = state.newest(self.out / "state")
         if found is None:
             return
@@ -122,7 +144,7 @@ class Run:
         self._peak, self._peak_source = metrics.peak_flops(self.device, self.objective.product)
         self._cost = metrics.cost_of(self.model.config.to_dict())  # type: ignore[union-attr, operator]
         self.job.record(event="start", step=self.step, precision=self.precision, peak=self._peak_source,
-                        parameters=sum(p.numel() for p in self.model.parameters()),
+                        processes=self.world.size, parameters=self.total_parameters,
                         trained=sum(p.numel() for p in self.parameters.values()))
         with console.bar("train", total=self.config.tokens, unit="tokens") as bar:
             bar.done = float(self.tokens)
@@ -136,7 +158,7 @@ class Run:
             self._evaluate()
         report = {
             "version": VERSION, "steps": self.step, "updates": self.updates, "tokens": self.tokens,
-            "parameters": sum(p.numel() for p in self.model.parameters()),
+            "parameters": self.total_parameters,
             "trained_parameters": sum(p.numel() for p in self.parameters.values()),
             "precision": self.precision, "final_loss": self.tail.loss, "final_loss_by_source": self.tail.by_source(self.sources),
             "skipped_steps": self.skipped, "curve": self.curve, "held_out": self.evaluations,
@@ -145,10 +167,15 @@ class Run:
             report["final_loss_by_denoiser"] = {str(key): value for key, value in self.tail.by_denoiser().items()}
         if self.shares is not None:
             report["denoiser_shares"] = self.shares["shares"]
-        with disk_faults(self.out):
-            export(self.model, self.out, source=self.checkpoint)
-            write_json(self.out / "train.json", report)
-        shutil.rmtree(self.out / "state", ignore_errors=True)
+        weights = None
+        if self.world.size > 1:
+            weights = {name: distributed.whole(tensor) for name, tensor in self.model.state_dict().items()}
+        if self.world.is_main:
+            with disk_faults(self.out):
+                export(self.model, self.out, source=self.checkpoint, weights=weights)
+                write_json(self.out / "train.json", report)
+            shutil.rmtree(self.out / "state", ignore_errors=True)
+        self.world.barrier()
         return _figures(report)
 
     def _stretch(self, bar: console.Bar) -> None:
@@ -162,7 +189,7 @@ class Run:
                 clock = time.perf_counter()
                 if self.tokens >= self.config.tokens:
                     return
-                if self.job.stop():
+                if self._stop:
                     self._save(wait=True)
                     raise Interrupted(f"stopped at step {self.step}; the same command goes on from there")
                 moved = self.shares is not None and self.step % self.config.reweigh_every == 0
@@ -176,11 +203,12 @@ class Run:
                     self._evaluate()
         finally:
             feed.close()  # type: ignore[attr-defined]
-            if self.saver.folder.exists():
+            if self.world.size == 1:
                 self.saver.wait()
 
     def _prepare(self, index: int) -> Step:
-        return prepare_step(self.stream, index, micro_rows=self.config.micro_rows, state=self.shares)
+        return prepare_step(self.stream, index, micro_rows=self.config.micro_rows, state=self.shares,
+                            rank=self.world.data_rank, ranks=self.world.data_ranks)
 
     def _one(self, batch: Step, clock: float, bar: console.Bar) -> bool:
         """One step; False when the run was rolled back and the feed must start over."""
@@ -210,14 +238,21 @@ class Run:
         tally = metrics.Tally(len(self.sources))
         total, squares = 0.0, 0.0
         weight = max(batch.weight, 1e-9)
-        for made in batch.parts:
+        share = self.loss_scale * self.world.data_ranks / weight  # FSDP averages over its processes; we want the sum
+        for number, made in enumerate(batch.parts):
             part = made.to(self.device)
+            if self.world.data_ranks > 1:  # gradients are reduced once, with the last part
+                self.objective.set_requires_gradient_sync(number == len(batch.parts) - 1)  # type: ignore[operator]
             losses = self.objective(part)
-            (losses.total * (self.loss_scale / weight)).backward()
+            (losses.total * share).backward()
             total += float(losses.total.detach())
             tally.add(part, losses.nll_T)
             squares += metrics.squared_lengths(made)
         norm = float(optim.gradient_norm(self.parameters.values())) / self.loss_scale
+        figures = self.world.sum(np.concatenate([[total, squares, float(self.job.stop())], tally.sources.ravel(),
+                                                 tally.denoisers.ravel()]))
+        total, squares, self._stop = float(figures[0]), float(figures[1]), bool(figures[2])
+        tally.fill(figures[3:])
         return tally, total / weight, norm, squares
 
     def _update(self, lr: float, norm: float) -> None:
@@ -257,9 +292,10 @@ class Run:
         }
         if self._cost is not None and self._peak:
             length = batch.parts[0].targets.shape[1]
-            slots = sum(part.targets.numel() for part in batch.parts)
-            line["mfu"] = self._cost.usual(slots, length) / seconds / self._peak
-            line["mfu_strict"] = self._cost.strict(batch.real_tokens, squares) / seconds / self._peak
+            slots = sum(part.targets.numel() for part in batch.parts) * self.world.data_ranks
+            peak = self._peak * self.world.size
+            line["mfu"] = self._cost.usual(slots, length) / seconds / peak
+            line["mfu_strict"] = self._cost.strict(batch.real_tokens, squares) / seconds / peak
             line["hfu"] = line["mfu"] * (4 / 3 if self.config.recompute == "full" else 1)
         if len(self.sources) > 1:
             line |= {f"loss/{name}": value for name, value in tally.by_source(self.sources).items()}
@@ -330,7 +366,11 @@ class Run:
                 "shares": self.shares}
 
     def _load(self, found: state.Saved) -> None:
-        state.read_whole(found.path, state.tensors_of(self.parameters, self.optimizer))
+        tensors = state.tensors_of(self.parameters, self.optimizer)
+        if self.world.size == 1 and (found.path / state.TENSORS).is_file():
+            state.read_whole(found.path, tensors)
+        else:
+            shards.read(found.path, tensors, alone=self.world.size == 1)
         facts = found.facts
         self.step, self.cursor, self.tokens, self.updates = (facts[key] for key in ("step", "cursor", "tokens", "updates"))
         state.set_optimizer_step(self.optimizer, self.parameters, self.updates)
@@ -342,13 +382,17 @@ class Run:
         self.loss_scale, self._good_since_scale = facts["loss_scale"], facts["good_since_scale"]
 
 
-def export(trained: nn.Module, out: Path, *, source: Path) -> None:
-    """A plain Hugging Face checkpoint of `trained`, with the tokenizer of `source`."""
-    from penjing.models.checkpoint import save_model
+def export(trained: nn.Module, out: Path, *, source: Path, weights: dict[str, torch.Tensor] | None = None) -> None:
+    """A plain Hugging Face checkpoint of `trained` (or of `weights`, gathered from shards), with the tokenizer of `source`."""
+    from penjing.models.checkpoint import load_model, save_model
 
+    if weights is not None:
+        trained = load_model(source, dtype="float32")
+        trained.load_state_dict(weights)
+    used = trained.config.use_cache  # type: ignore[union-attr]
     trained.config.use_cache = bool(read_json(source / "config.json").get("use_cache", True))  # type: ignore[union-attr]
     save_model(trained, out, tokenizer_from=source)
-    trained.config.use_cache = False  # type: ignore[union-attr]
+    trained.config.use_cache = used  # type: ignore[union-attr]
 
 
 def _figures(report: dict[str, Any]) -> dict[str, Any]:

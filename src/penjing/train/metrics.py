@@ -92,6 +92,11 @@ class Tally:
         if part.denoisers is not None:
             _count(self.denoisers, np.clip(part.denoisers.flatten().cpu().numpy()[counted], 0, 15), nll[counted])
 
+    def fill(self, values: np.ndarray) -> None:
+        """Take sums from one flat array: sources, then denoisers."""
+        self.sources = values[: self.sources.size].reshape(self.sources.shape)
+        self.denoisers = values[self.sources.size :].reshape(self.denoisers.shape)
+
     def merge(self, other: Tally) -> None:
         """Add another tally's sums."""
         self.sources += other.sources

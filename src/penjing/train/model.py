@@ -66,8 +66,10 @@ class Objective(nn.Module):
     """The model and, when there is one, its teacher, as one module that gives losses."""
 
     def __init__(self, model: nn.Module, config: TrainConfig, *, teacher: nn.Module | None = None,
-                 product: torch.dtype | None = None) -> None:
+                 product: torch.dtype | None = None, autocast: bool = True) -> None:
         super().__init__()
+        self.autocast = autocast
+        """False where the parameters themselves come in `product`'s type (FSDP's mixed precision)."""
         self.model = model
         self.config = config
         self.product = product
@@ -106,7 +108,7 @@ class Objective(nn.Module):
                        rule.direction == "reverse")
 
     def _autocast(self, part: Part) -> Any:
-        if self.product is None:
+        if self.product is None or not self.autocast:
             return contextlib.nullcontext()
         return torch.autocast(part.targets.device.type, self.product)
 

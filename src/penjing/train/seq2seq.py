@@ -76,6 +76,7 @@ def _openba_forward(module: Any, layouts: Layouts) -> Any:
     def forward(states_BSD: Tensor, *, mask: Tensor | None, positions_BS: Tensor | None = None,
                 encoded_BTD: Tensor | None = None, cache: Any = None) -> Tensor:
         if encoded_BTD is None:
+            assert positions_BS is not None
             query, key, value = module._heads(module.qkv(states_BSD), 3)
             query, key = (rotate(x, positions_BS, module.config.rotary_base) for x in (query, key))
             layout = layouts.own

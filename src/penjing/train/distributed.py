@@ -1,0 +1,217 @@
+"""Many processes, one run: who holds what, and the few sums they need of each other.
+
+The order in which a model is treated is torchtitan's: tensor parallel, activation checkpointing, compile, FSDP2. Tensor
+parallelism needs no table of its own: a matrix whose rows are heads or FFN places is cut by rows, one whose columns are, by
+columns, and the Family's axes say which is which.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import signal
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from penjing.errors import ConfigError, fault
+from penjing.train.config import ParallelConfig, TrainConfig
+
+_UNITS = ("ffn", "head", "kv_head", "cross_head")
+
+
+@dataclass(frozen=True)
+class World:
+    """This process's place among those that train together."""
+
+    rank: int
+    size: int
+    device: torch.device
+    parallel: ParallelConfig
+    mesh: Any = None
+    """DeviceMesh over (pipeline, replicate, shard, tensor); None for one process."""
+    save_group: Any = None
+    """Process group that saving uses beside training."""
+
+    @property
+    def is_main(self) -> bool:
+        """The process that writes what is written once."""
+        return self.rank == 0
+
+    @property
+    def data_ranks(self) -> int:
+        """Parts a batch is cut into."""
+        return self.parallel.replicate * self.parallel.shard
+
+    @property
+    def data_rank(self) -> int:
+        """Which of them is this process's."""
+        return (self.rank // self.parallel.tensor) % self.data_ranks
+
+    @property
+    def pipeline_rank(self) -> int:
+        """Which stage of the pipeline this process holds."""
+        return self.rank // (self.parallel.tensor * self.data_ranks)
+
+    def sum(self, values: np.ndarray) -> np.ndarray:
+        """Sums over all parts of the batch, in float64, equal on every process."""
+        if self.size == 1:
+            return values
+        tensor = torch.from_numpy(values.astype(np.float64)).to(self.device)
+        torch.distributed.all_reduce(tensor)
+        return tensor.cpu().numpy() / self.parallel.tensor
+
+    def agree(self, value: str, *, what: str) -> None:
+        """ConfigError on every process unless all were given the same value."""
+        if self.size == 1:
+            return
+        found: list[Any] = [None] * self.size
+        torch.distributed.all_gather_object(found, value)
+        if len(set(found)) > 1:
+            first = next(rank for rank, other in enumerate(found) if other != found[0])
+            raise ConfigError(fault(f"the processes do not agree on {what}", where=f"rank {first}",
+                                    fix="start all of them with the same settings, inputs and version"))
+
+    def barrier(self) -> None:
+        """Wait for all."""
+        if self.size > 1:
+            torch.distributed.barrier()
+
+    def end(self) -> None:
+        """Leave the group."""
+        if self.size > 1 and torch.distributed.is_initialized():
+            torch.distributed.destroy_process_group()
+
+
+def start(parallel: ParallelConfig) -> World:
+    """Join the other processes as torchrun's environment says; ConfigError when their number is not the layout's."""
+    size, rank = int(os.environ.get("WORLD_SIZE", "1")), int(os.environ.get("RANK", "0"))
+    if parallel.world != size:
+        raise ConfigError(fault("the layout does not fit the number of processes", where="parallel",
+                                found=f"{parallel.world} = replicate {parallel.replicate} x shard {parallel.shard} x tensor "
+                                f"{parallel.tensor} x pipeline {parallel.pipeline}", expected=f"{size} (WORLD_SIZE)",
+                                fix=f"start with torchrun --nproc-per-node {parallel.world}"))
+    gpu = torch.cuda.is_available()
+    local = int(os.environ.get("LOCAL_RANK", "0"))
+    device = torch.device("cuda", local) if gpu else torch.device("cpu")
+    if gpu:
+        torch.cuda.set_device(device)
+    if size == 1:
+        return World(0, 1, device, parallel)
+    from torch.distributed.device_mesh import init_device_mesh
+
+    if not torch.distributed.is_initialized():
+        torch.distributed.init_process_group("cpu:gloo,cuda:nccl" if gpu else "gloo", timeout=timedelta(minutes=10))
+    mesh = init_device_mesh(device.type, (parallel.pipeline, parallel.replicate, parallel.shard, parallel.tensor),
+                            mesh_dim_names=("pipeline", "replicate", "shard", "tensor"))
+    return World(rank, size, device, parallel, mesh, torch.distributed.new_group(backend="gloo"))
+
+
+def die_with_parent() -> None:
+    """Let the kernel kill this process when the one that started it dies: a killed launcher must not leave workers behind."""
+    if sys.platform == "linux":
+        parent = os.getppid()
+        ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
+        if os.getppid() != parent:  # it died in between
+            os.kill(os.getpid(), signal.SIGKILL)
+
+
+def layers_of(model: Any) -> list[nn.Module]:
+    """The repeated layers of a model, encoder's first."""
+    kinds = set(getattr(model, "_no_split_modules", None) or ())
+    found = [module for module in model.modules() if type(module).__name__ in kinds]
+    return found or [layer for module in model.modules() if isinstance(module, nn.ModuleList) and len(module) > 1
+                     for layer in module]
+
+
+def speed_up(model: nn.Module, config: TrainConfig) -> None:
+    """Activation checkpointing, then compile, of every layer."""
+    for layer in layers_of(model):
+        if config.recompute != "none":
+            layer.forward = _recomputed(layer.forward, selective=config.recompute == "selective")  # type: ignore[method-assign]
+        if config.compile:
+            layer.compile()
+
+
+def cut_tensors(model: Any, world: World) -> None:
+    """Tensor parallelism from the Family's axes; ConfigError where a unit does not divide."""
+    ways = world.parallel.tensor
+    if ways == 1:
+        return
+    from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
+
+    from penjing.models.family import of
+
+    config = model.config.to_dict()
+    family = of(config)
+    for unit in ("heads", "kv_heads", "ffn"):
+        if family.sizes(config).get(unit, ways) % ways:
+            raise ConfigError(fault("tensor parallelism does not divide the model", where="parallel.tensor", found=ways,
+                                    expected=f"a divisor of {family.sizes(config)[unit]} {unit}"))
+    modules = dict(model.named_modules())
+    plan: dict[str, Any] = {}
+    for name, tensor in family.tensors(config).items():
+        owner = name.removesuffix(".weight")
+        if tensor.kind != "linear" or tensor.stack is None or owner not in modules or len(tensor.axes) != 2:
+            continue
+        rows, columns = (_cuttable(label) for label in tensor.axes)
+        if rows and "+" in tensor.axes[0]:
+            raise ConfigError(fault("tensor parallelism cannot cut a matrix that holds several, one after the other",
+                                    where="parallel.tensor", found=f"{name}: {tensor.axes[0]}"))
+        if rows or columns:
+            plan[owner] = ColwiseParallel() if rows else RowwiseParallel()
+    parallelize_module(model, world.mesh["tensor"], plan)
+
+
+def shard(model: nn.Module, objective: nn.Module, world: World, config: TrainConfig, product: torch.dtype | None) -> None:
+    """FSDP2 over every layer and then the rest; with copies (HSDP) where `replicate` says so."""
+    if world.data_ranks == 1:
+        return
+    from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+
+    mesh = world.mesh["replicate", "shard"] if world.parallel.replicate > 1 else world.mesh["shard"]
+    policy = MixedPrecisionPolicy(param_dtype=product, reduce_dtype=torch.float32)
+    again = world.parallel.reshard_after_forward
+    for layer in layers_of(model):
+        fully_shard(layer, mesh=mesh, mp_policy=policy, reshard_after_forward=again)
+    fully_shard(objective, mesh=mesh, mp_policy=policy, reshard_after_forward=False)
+
+
+def whole(tensor: torch.Tensor) -> torch.Tensor:
+    """A parameter of any layout as one plain tensor on the processor; all processes must call it."""
+    full = tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
+    return full.detach().to("cpu")
+
+
+def _cuttable(label: str) -> bool:
+    factors = {factor.strip().rsplit(".", 1)[-1] for term in label.split("+") for factor in term.split("*")}
+    return bool(factors & set(_UNITS))
+
+
+def _recomputed(forward: Callable[..., Any], *, selective: bool) -> Callable[..., Any]:
+    from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
+
+    import torch.nn.attention.varlen  # registers the operator
+
+    kept = {torch.ops.aten.mm.default, torch.ops.aten.addmm.default, torch.ops.penjing.isolated.default,
+            torch.ops.torch_attn._varlen_attn.default}
+
+    def policy(ctx: Any, op: Any, *args: Any, **kwargs: Any) -> CheckpointPolicy:
+        return CheckpointPolicy.MUST_SAVE if op in kept else CheckpointPolicy.PREFER_RECOMPUTE
+
+    options: Mapping[str, Any] = {}
+    if selective:
+        options = {"context_fn": lambda: create_selective_checkpoint_contexts(policy)}
+
+    def run(*args: Any, **kwargs: Any) -> Any:
+        if not torch.is_grad_enabled():
+            return forward(*args, **kwargs)
+        return checkpoint(forward, *args, use_reentrant=False, **options, **kwargs)
+
+    return run

@@ -1,0 +1,74 @@
+"""States of several processes: torch's distributed checkpoint in safetensors files, written beside training.
+
+Every process writes its own shards; the names and the global places of the shards are in the files' headers, so a state can be
+read by any other layout, one process included, and a state of one process by any layout.
+"""
+
+from __future__ import annotations
+
+import errno
+import shutil
+import time
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from penjing import console
+from penjing.train import state
+from penjing.train.distributed import World
+
+
+class ShardSaver:
+    """As `state.Saver`, for several processes. All must call every method together."""
+
+    def __init__(self, folder: Path, *, keep: int, world: World) -> None:
+        self.folder, self.keep, self.world = folder, keep, world
+        self.stalled_s = 0.0
+        self._pending: tuple[Any, int, dict[str, Any]] | None = None
+
+    def save(self, step: int, tensors: dict[str, Tensor], facts: dict[str, Any], *, wait: bool = False) -> None:
+        """Stage `tensors` now, write in the background."""
+        import torch.distributed.checkpoint as dcp
+        from torch.distributed.checkpoint import HuggingFaceStorageWriter
+
+        started = time.perf_counter()
+        self.wait()
+        temporary = self.folder / f"step-{step:08d}.tmp"
+        if self.world.is_main:
+            shutil.rmtree(temporary, ignore_errors=True)
+            temporary.mkdir(parents=True)
+        self.world.barrier()
+        writer = HuggingFaceStorageWriter(str(temporary), save_distributed=True)
+        future = dcp.async_save(dict(tensors), storage_writer=writer, process_group=self.world.save_group)
+        self._pending = (future, step, facts)
+        if wait:
+            self.wait()
+        self.stalled_s += time.perf_counter() - started
+
+    def wait(self) -> None:
+        """Until nothing is being written and what was written has its name."""
+        if self._pending is None:
+            return
+        future, step, facts = self._pending
+        self._pending = None
+        final, temporary = self.folder / f"step-{step:08d}", self.folder / f"step-{step:08d}.tmp"
+        try:
+            future.result()
+            if self.world.is_main:
+                state.commit(temporary, final, facts)
+                state.prune(self.folder, self.keep)
+        except OSError as error:
+            if self.world.is_main:
+                shutil.rmtree(temporary, ignore_errors=True)
+                reason = "the disk is full" if error.errno in (errno.ENOSPC, errno.EDQUOT) else str(error)
+                console.say(f"  state of step {step} could not be saved ({reason}); older states are kept, training goes on")
+        self.world.barrier()
+
+
+def read(path: Path, tensors: dict[str, Tensor], *, alone: bool) -> None:
+    """Fill `tensors`, sharded or whole, from a state of any layout."""
+    import torch.distributed.checkpoint as dcp
+    from torch.distributed.checkpoint import HuggingFaceStorageReader
+
+    dcp.load(dict(tensors), storage_reader=HuggingFaceStorageReader(str(path)), no_dist=alone)
