@@ -39,10 +39,9 @@ def doctor(as_json: Annotated[bool, typer.Option("--json", help="One JSON object
         "cores": os.cpu_count(), "memory_bytes": psutil.virtual_memory().total, "free_disk_bytes": disk.free,
         "accelerator": _accelerator(),
     }
-    required: list[dict[str, Any]] = [{"name": name, "version": _version(name), "ok": importlib.util.find_spec(name.split(".")[0]) is not None}
-                for name in _REQUIRED]
-    optional: list[dict[str, Any]] = [{"name": name, "version": _version(name), "ok": importlib.util.find_spec(name) is not None, "extra": extra,
-                 "for": use} for name, (extra, use) in _OPTIONAL.items()]
+    required: list[dict[str, Any]] = [{"name": name, "version": _version(name), "ok": _installed(name)} for name in _REQUIRED]
+    optional: list[dict[str, Any]] = [{"name": name, "version": _version(name), "ok": _installed(name), "extra": extra, "for": use}
+                                      for name, (extra, use) in _OPTIONAL.items()]
     if as_json:
         print(json.dumps({"version": 1, "machine": machine, "required": required, "optional": optional}, indent=2))
     else:
@@ -56,6 +55,10 @@ def doctor(as_json: Annotated[bool, typer.Option("--json", help="One JSON object
                       "ok" if item["ok"] else f"pip install '{item['extra']}'", item["for"]] for item in optional])
     if not all(item["ok"] for item in required):
         raise typer.Exit(3)
+
+
+def _installed(name: str) -> bool:
+    return importlib.util.find_spec(name.split(".")[0]) is not None
 
 
 def _version(name: str) -> str | None:
