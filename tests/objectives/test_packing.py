@@ -10,9 +10,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from penjing.errors import InputError
+from penjing.objectives import kernels
 from penjing.objectives.instruction import vector_fit
 from penjing.objectives.packing import ConcatRows, PackedRows, best_fit, documents_of
 from penjing.objectives.shards import ShardWriter, open_shard
+from penjing.objectives.ul2 import DENOISERS
 
 
 def shard_of(tmp_path, lengths, *, prompts=None):
@@ -119,6 +121,35 @@ def test_held_out_documents_are_disjoint_and_complete(tmp_path):
     train = documents_of("s", shard, held_out_percent=10)
     held = documents_of("s", shard, held_out_percent=10, held_out=True)
     assert len(held.number) == 10 and sorted([*train.number, *held.number]) == list(range(100))
+
+
+def test_two_sequences_are_prompt_and_answer_only_where_the_source_is_supervised(tmp_path):
+    shard = shard_of(tmp_path, [20, 40], prompts=[10, 2]).shard
+    assert documents_of("s", shard).prompts.tolist() == [10, 2]
+    assert documents_of("s", shard, supervised=False).prompts is None
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.lists(st.integers(1, 900), min_size=1, max_size=60), st.lists(st.integers(0, 5), min_size=7, max_size=7).filter(any),
+       st.integers(40, 1500), st.integers(0, 1200).filter(lambda d: d == 0 or d >= 30), st.integers(8, 700), st.integers(0, 9))
+def test_a_plan_never_overflows_and_lays_the_stream_in_order(runs, shares, encoder, decoder, nominal, seed):
+    density = np.array([task.density for task in DENOISERS])
+    mean_span = np.array([task.mean_span for task in DENOISERS])
+    plan, laid = kernels.plan_block(np.array(runs), np.array(shares) / sum(shares), density, mean_span, encoder, decoder, 6,
+                                    nominal, 8, 1, 100, seed)
+    sizes = kernels.plan_ids(plan, density, mean_span, 1, 100)
+    for row in range(6):
+        here = plan[:, 0] == row
+        if decoder:
+            assert sizes[here, 0].sum() <= encoder and sizes[here, 1].sum() <= decoder
+        else:
+            assert sizes[here].sum() - here.sum() <= encoder
+    assert (np.diff(plan[:, 0]) >= 0).all() and (plan[:, 2] > 0).all()
+    assert plan[:, 1].tolist() == np.cumsum([0, *plan[:, 2]])[: len(plan)].tolist() and laid == plan[:, 2].sum()
+    borders = set(np.cumsum(runs).tolist())
+    for _, start, length, kind, tail in plan.tolist():
+        assert not borders & set(range(start + 1, start + length)), "a piece stays inside its document"
+        assert shares[kind] > 0 and (1 <= tail <= max(1, round(0.25 * length))) == (kind == 2)
 
 
 def test_a_source_without_documents_is_named(tmp_path):

@@ -9,9 +9,10 @@ import pytest
 import tokenizers
 from tokenizers import decoders, models, pre_tokenizers, trainers
 
+from penjing.config import parse
 from penjing.contract import VOLATILE, Estimate, Job
 from penjing.data.document import CorpusWriter, documents
-from penjing.errors import InputError
+from penjing.errors import ConfigError, InputError
 from penjing.files import hash_tree
 from penjing.objectives.tokens import open_tokens
 from penjing.stages import tokenise
@@ -102,6 +103,7 @@ def test_interrupted_run_goes_on_to_the_same_bytes(tmp_path, corpus, tokenizer, 
     with pytest.raises(KeyboardInterrupt):
         run(tmp_path / "cut", corpus, tokenizer)
     assert not (tmp_path / "cut" / "tokens.json").exists()
+    (tmp_path / "cut" / ".web.bin.123.tmp").write_bytes(b"half of a file that a killed process was writing")
     seen = []
     monkeypatch.setattr(tokenise, "tokenise_part", real)
     monkeypatch.setattr(tokenise, "_documents", lambda unit, *rest, keep=tokenise._documents: (
@@ -128,6 +130,11 @@ def test_a_tokenizer_without_eos_is_a_clear_error(tmp_path, corpus, tokenizer):
     with pytest.raises(InputError) as error:
         run(tmp_path / "out", corpus, tokenizer)
     assert str(error.value) == (f"{path}: the tokenizer names no eos token; set eos_token to the token that ends a document")
+
+
+def test_an_unknown_key_of_split_by_is_named():
+    with pytest.raises(ConfigError, match="unknown key 'sources' in split_by; expected source, lang or meta.KEY"):
+        parse(tokenise.Config, {"split_by": ["sources"]}, where="r.yaml:4")
 
 
 def test_price_follows_the_corpus():

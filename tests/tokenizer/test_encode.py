@@ -104,6 +104,14 @@ def test_a_disagreement_hands_the_work_to_the_library(byte_level):
     assert encoder.engine == "tokenizers" and "tiktoken gave other ids" in encoder.notes[0]
 
 
+def test_a_million_spaces_are_encoded(byte_level):
+    text = " " * 1_000_000 + "x"
+    encoder = load_encoder(byte_level["gpt2"])
+    encoder._checked = 10**9
+    assert [ids.tolist() for ids in encoder.encode_batch(["a b", text])] == reference(byte_level["gpt2"], ["a b", text])
+    assert encoder.engine == "tiktoken"
+
+
 def test_what_tiktoken_cannot_do_stays_with_the_library(tmp_path):
     path = train(tmp_path / "prefix")
     spec = json.loads((path / "tokenizer.json").read_text())

@@ -60,8 +60,12 @@ HELD_OUT_SEED = 20259
 """Held-out documents are the same whatever a stage's seed is, so that no later stage trains on them."""
 
 
-def documents_of(name: str, shard: Shard, *, held_out_percent: float = 0.0, held_out: bool = False) -> Documents:
-    """The training (or the held-out) documents of a shard; empty ones are left out. InputError when none is left."""
+def documents_of(name: str, shard: Shard, *, held_out_percent: float = 0.0, held_out: bool = False,
+                 supervised: bool | None = None) -> Documents:
+    """The training (or the held-out) documents of a shard; empty ones are left out. InputError when none is left.
+
+    supervised: whether documents of two sequences are prompt and answer; None: they are if there are any.
+    """
     itemsize = shard.dtype.itemsize
     if not without_gaps(shard):
         raise InputError(fault("sequences do not follow each other in the token file", where=files_of(shard.prefix)[1],
@@ -71,7 +75,7 @@ def documents_of(name: str, shard: Shard, *, held_out_percent: float = 0.0, held
                       (int(shard.offsets[-1]) // itemsize + int(shard.lengths[-1])))
     starts = edges[first]
     lengths = edges[last] - starts
-    two = (last - first) == 2
+    two = (last - first) == (2 if supervised is not False else -1)
     prompts = None
     if bool(two.any()):
         prompts = np.zeros(len(first), np.int64)

@@ -322,5 +322,6 @@ def build_stream(config: StreamConfig, tokens: Path | Sequence[Path]) -> Stream:
     sizes = {name: int(item.sources[name]["tokens"]) for name, item in places.items()}
     shares = resolve(config.sources, sizes)
     documents = {name: documents_of(name, places[name].shard(name), held_out_percent=config.held_out_percent,
-                                    held_out=config.part == "held-out") for name in shares}
+                                    held_out=config.part == "held-out",
+                                    supervised=places[name].sources[name]["kind"] == "supervised") for name in shares}
     return Stream(config, documents, shares=shares, tokens=opened)

@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from penjing import contract
 from penjing.config import Config as Settings
@@ -62,6 +62,14 @@ class Config(Settings):
     special_tokens: bool = True
     """Text that spells a special token becomes its id, as the tokenizer's library does; off: it is ordinary text."""
 
+    @field_validator("split_by")
+    @classmethod
+    def _keys(cls, value: list[str]) -> list[str]:
+        for key in value:
+            if key not in ("source", "lang") and not (key.startswith("meta.") and len(key) > 5):
+                raise ValueError(fault(f"unknown key '{key}' in split_by", expected="source, lang or meta.KEY"))
+        return value
+
 
 def run(config: Config, inputs: Inputs, out: Path, job: Job) -> dict[str, Any]:
     """Write the TOKENS directory; figures: documents, tokens and bytes by source and language, and the funnel."""
@@ -70,6 +78,8 @@ def run(config: Config, inputs: Inputs, out: Path, job: Job) -> dict[str, Any]:
     eos_id = _eos(config, encoder)
     if config.prepend_bos and encoder.bos_id is None:
         raise ConfigError(fault("the tokenizer has no bos token", where=encoder.path, fix="set prepend_bos: false"))
+    for stale in out.glob(".*.tmp"):
+        stale.unlink()  # what a killed run was writing
     parts = out / _STATE / "parts"
     units = [{"name": f"{shard.stem}-{group:05d}", "shard": shard, "group": group, "tokenizer": inputs["tokenizer"],
               "out": parts, "eos_id": eos_id, "vocab_size": encoder.vocab_size, "settings": config.model_dump()}
@@ -186,10 +196,8 @@ def _name(row: Mapping[str, Any], meta: Mapping[str, Any], config: Config) -> st
     for key in config.split_by:
         if key in ("source", "lang"):
             parts.append(row.get(key) or "none")
-        elif key.startswith("meta."):
-            parts.append(str(meta.get(key[5:], "none")))
         else:
-            raise ConfigError(fault(f"unknown key '{key}' in split_by", expected="source, lang or meta.KEY"))
+            parts.append(str(meta.get(key[5:], "none")))
     name = ".".join(parts) or "all"
     return next((new for pattern, new in config.rename.items() if fnmatchcase(name, pattern)), name)
 

@@ -202,6 +202,15 @@ def _tiktoken(spec: dict[str, Any], by_library: Encode, *, special_tokens: bool,
             if any(special in text for special in specials):
                 return by_library([text])[0]  # the library finds specials before it normalises
             text = unicodedata.normalize(form, text)
+        try:
+            return split(text)
+        except UnicodeEncodeError:
+            raise
+        except ValueError:
+            # tiktoken's regular expressions run out of stack on, say, a million spaces; the library's do not.
+            return by_library([text])[0]
+
+    def split(text: str) -> Ids:
         if cut is None:
             ids: Ids = to_id[encoding.encode_to_numpy(text, allowed_special=allowed, disallowed_special=())]
             return ids
