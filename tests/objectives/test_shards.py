@@ -11,7 +11,8 @@ import pytest
 from penjing.errors import InputError
 from penjing.objectives import openba_index, shards
 from penjing.objectives.shards import ShardWriter, append, dtype_for, files_of, merge, open_shard, verify
-from penjing.objectives.tokens import open_tokens, write_tokens
+from penjing.objectives.stream import StreamConfig, build_stream
+from penjing.objectives.tokens import adopt, open_tokens, write_tokens
 
 
 def write(prefix: Path, *documents, dtype="<u2"):
@@ -145,6 +146,18 @@ def test_verify_finds_an_offset_outside(tmp_path):
 def test_unfinished_tokens_are_refused(tmp_path):
     with pytest.raises(InputError, match=r"no tokens\.json here; expected a finished tokens directory"):
         open_tokens(tmp_path)
+
+
+def test_shards_made_elsewhere_are_adopted(tmp_path):
+    write(tmp_path / "a", [[1, 2, 3]], [[4], [5, 6]])
+    write(tmp_path / "b", [[7], [1]], [[8, 9], [1]])
+    tokens = adopt(tmp_path / "out", {"web": tmp_path / "a", "qa": tmp_path / "b"}, vocab_size=100, eos_id=1)
+    tokens.verify()
+    assert {name: item["kind"] for name, item in tokens.sources.items()} == {"web": "text", "qa": "supervised"}
+    batch = build_stream(StreamConfig(sequence_length=8, batch_rows=2, sources={"web": 1}), tokens.path).batch(0)
+    assert sorted(set(batch.tokens_BS.ravel().tolist())) == [1, 2, 3, 4, 5, 6]
+    with pytest.raises(InputError, match="id beyond the vocabulary at byte 2; found 2; expected 0 to 1"):
+        adopt(tmp_path / "bad", {"web": tmp_path / "a"}, vocab_size=2, eos_id=1)
 
 
 OPENBA = ("4d4d49444944580000 0100000000000000 04 0400000000000000 0100000000000000 0100000000000000 03000000 00000000 02000000 "

@@ -16,7 +16,7 @@ import numpy as np
 
 from penjing.errors import InputError, fault
 from penjing.files import hash_text, read_json, write_json
-from penjing.objectives.shards import Shard, dtype_for, open_shard, verify
+from penjing.objectives.shards import Shard, ShardWriter, dtype_for, open_shard, verify
 
 VERSION = 1
 MANIFEST = "tokens.json"
@@ -103,12 +103,30 @@ def file_name(source: str) -> str:
     return cleaned if cleaned == source and len(source) < 100 else f"{cleaned[:60]}-{hash_text(source)[:8]}"
 
 
+def adopt(out: Path, shards: Mapping[str, Path], *, vocab_size: int, eos_id: int,
+          special: Mapping[str, int] | None = None) -> Tokens:
+    """A TOKENS directory over stock shards made elsewhere: {source: prefix}. The files are copied and checked on the way.
+
+    A source whose every document has two sequences is supervised; in any other one a document's sequences are one text.
+    """
+    facts: dict[str, dict[str, Any]] = {}
+    for name, prefix in shards.items():
+        found = verify(prefix, vocab_size=vocab_size)
+        if found.dtype != dtype_for(vocab_size):
+            raise InputError(fault("shard has another dtype than its vocabulary asks for", where=prefix, found=found.dtype.name,
+                                   expected=f"{dtype_for(vocab_size).name} for {vocab_size} ids"))
+        with ShardWriter(out / file_name(name), dtype=found.dtype) as writer:
+            writer.extend(found)
+        pairs = found.documents > 0 and bool(np.all(np.diff(found.marks) == 2))
+        facts[name] = {"documents": found.documents, "tokens": found.tokens, "bytes": 0, "file": file_name(name),
+                       "kind": "supervised" if pairs else "text", "checksum": writer.checksum}
+    return write_manifest(out, vocab_size=vocab_size, eos_id=eos_id, special=special or {}, sources=facts)
+
+
 def write_tokens(out: Path, sources: Mapping[str, Sequence[Sequence[np.ndarray]]], *, vocab_size: int, eos_id: int,
                  special: Mapping[str, int] | None = None) -> Tokens:
     """A TOKENS directory out of documents in memory: each is (text,) or (prompt, answer), ids as they are to be
     stored."""
-    from penjing.objectives.shards import ShardWriter
-
     facts: dict[str, dict[str, Any]] = {}
     for name, documents in sources.items():
         with ShardWriter(out / file_name(name), dtype=dtype_for(vocab_size)) as writer:
