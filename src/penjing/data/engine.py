@@ -23,7 +23,7 @@ from typing import Any
 from penjing.console import bar
 from penjing.contract import Job
 from penjing.errors import ConfigError, Interrupted, PenjingError, fault
-from penjing.files import hash_text, read_json, write_json
+from penjing.files import hash_text, read_json, write_text
 from penjing.lookup import did_you_mean
 
 Unit = dict[str, Any]
@@ -132,7 +132,8 @@ def call(place: str, unit: Unit) -> Any:
 
 def keep_result(folder: Path, function: Function | str, unit: Unit, result: Any) -> None:
     """Keep a finished unit's result in the state directory."""
-    write_json(folder / f"{_safe(unit['name'])}.json", {"unit": _key(function, unit), "result": result})
+    text = json.dumps({"unit": _key(function, unit), "result": result}, ensure_ascii=False)
+    write_text(folder / f"{_safe(unit['name'])}.json", text)
 
 
 def _stored(folder: Path | None, function: Function, unit: Unit) -> dict[str, Any] | None:

@@ -24,6 +24,7 @@ _HANDLE = re.compile(
 _SPACED = re.compile(f"(?<=[{HAN}，。、；：？！“”（）]) +(?=[{HAN}，。、；：？！“”（）])")
 _MORE = re.compile(r"(?:\[?\s?(?:read more|continue reading|learn more|show more)\s?\]?|点击查看更多|点击查看|展开全文|查看更多|"
                    r"阅读全文|查看全文|展开更多|更多>{1,2})[\s.…>»→]{0,8}$", re.IGNORECASE)
+_REPEATED = re.compile(r"(.{1,20}?)\1{3,}")
 _WEIGHTS = (7, 9, 10, 5, 8, 4, 2, 1, 6, 3, 7, 9, 10, 5, 8, 4, 2)
 
 ANY = 0
@@ -75,17 +76,7 @@ def handles(text: str) -> str:
 
 def repeated_units(text: str) -> str:
     """A unit with a letter that stands four or more times in a row, at most 20 characters long, kept twice."""
-    position, pieces = 0, []
-    while position < len(text):
-        found = _unit_at(text, position)
-        if found:
-            size, stop = found
-            pieces.append(text[position : position + 2 * size])
-            position = stop
-        else:
-            pieces.append(text[position])
-            position += 1
-    return "".join(pieces)
+    return _REPEATED.sub(_twice, text)
 
 
 def han_spaces(text: str) -> str:
@@ -123,14 +114,5 @@ def _valid_identity(number: str) -> bool:
     return date(1900, 1, 1) <= born <= date(2100, 1, 1)
 
 
-def _unit_at(text: str, position: int) -> tuple[int, int] | None:
-    for size in range(1, 21):
-        unit = text[position : position + size]
-        if len(unit) < size or position + 4 * size > len(text):
-            return None
-        if text.startswith(unit * 3, position + size) and any(character.isalpha() for character in unit):
-            stop = position + 4 * size
-            while text.startswith(unit, stop):
-                stop += size
-            return size, stop
-    return None
+def _twice(match: re.Match[str]) -> str:
+    return match[1] * 2 if any(character.isalpha() for character in match[1]) else match[0]
