@@ -16,10 +16,14 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from penjing.config import parse
 from penjing.contract import Job
 from penjing.data.document import CorpusWriter, documents
-from penjing.errors import InputError
+from penjing.errors import ConfigError, GateError, InputError
 from penjing.files import hash_tree, read_json
-from penjing.stages import grow_vocab, prune_vocab, train_tokenizer
+from penjing.stages import grow_vocab, prune_vocab, train_tokenizer, verify_tokenizer, vocab_curve
+from penjing.tokenizer.build import gather
 from penjing.tokenizer.plan import read_plan
+from penjing.tokenizer.prune import plan_pruning
+from penjing.tokenizer.read import read_vocabulary
+from penjing.tokenizer.write import write_tokenizer
 
 
 @pytest.fixture(scope="module")
@@ -157,3 +161,65 @@ def test_language_the_corpus_lacks_is_refused(shared: Path, corpus: Path, tmp_pa
     inputs = {"checkpoint": shared / "models" / "stories260K", "corpus": corpus}
     with pytest.raises(InputError, match="no text in language 'ja'; found languages en, zh"):
         run(grow_vocab, inputs, tmp_path / "out", size=900, languages=["ja"])
+
+
+def test_verifier_accepts_growth_and_pruning_and_compares_both_files(shared: Path, corpus: Path, grown: tuple[Path, dict[str, Any]],
+                                                                     tmp_path: Path) -> None:
+    base = shared / "models" / "stories260K"
+    figures = run(verify_tokenizer, {"old": base, "new": grown[0], "corpus": corpus}, tmp_path / "grown", max_disagreement=0.0)
+    every = figures["all"]
+    assert figures["operation"] == "grow" and every["exact"] == every["covered"] == every["lines"] > 500
+    assert every["compared"] == every["lines"] and every["disagree"] == 0
+    assert read_json(tmp_path / "grown" / "verdict.json")["all"] == every
+
+
+def test_verifier_derives_the_plan_where_none_was_kept(shared: Path, corpus: Path, grown: tuple[Path, dict[str, Any]],
+                                                       tmp_path: Path) -> None:
+    for name in ("tokenizer.model", "tokenizer.json", "tokenizer_config.json"):
+        (tmp_path / name).write_bytes((grown[0] / name).read_bytes())
+    figures = run(verify_tokenizer, {"old": shared / "models" / "stories260K", "new": tmp_path, "corpus": corpus}, tmp_path / "out",
+                  lines=100)
+    assert figures["operation"] == "grow" and figures["all"]["exact"] == figures["all"]["lines"]
+
+
+def test_verifier_refuses_frequency_pruning_with_counterexamples(corpus: Path, grown: tuple[Path, dict[str, Any]],
+                                                                 tmp_path: Path) -> None:
+    old = read_vocabulary(grown[0])
+    counts = np.random.default_rng(0).permutation(old.total)
+    plan = plan_pruning(old, {"en": counts}, size=1000, method="frequency")
+    write_tokenizer(gather(old, plan.kept), tmp_path / "new", source=grown[0], new_id=plan.new_id_of())
+    inputs = {"old": grown[0], "new": tmp_path / "new", "corpus": corpus}
+    with pytest.raises(GateError, match="lines under the contract break it"):
+        run(verify_tokenizer, inputs, tmp_path / "out")
+    verdict = read_json(tmp_path / "out" / "verdict.json")["all"]
+    assert verdict["exact"] < verdict["covered"] and verdict["counterexamples"]
+    example = verdict["counterexamples"][0]
+    assert example["expected"] != example["found"] and example["text"]
+    assert run(verify_tokenizer, inputs, tmp_path / "again", require=False)["all"] == verdict
+
+
+def test_curve_trades_rows_for_tokens(grown: tuple[Path, dict[str, Any]], corpus: Path, tmp_path: Path) -> None:
+    figures = run(vocab_curve, {"checkpoint": grown[0], "corpus": corpus, "held_out": None}, tmp_path, sizes=[1800, 1000, 500],
+                  measure_characters=1500, context_length=64)
+    whole, half, small = figures["curve"]
+    assert [item["size"] for item in figures["curve"]] == [1800, 1000, 500]
+    assert whole["coverage"]["zh"] == 1.0 > half["coverage"]["zh"] > small["coverage"]["zh"]
+    assert whole["tokens_per_character"]["zh"] < half["tokens_per_character"]["zh"] < small["tokens_per_character"]["zh"]
+    assert whole["parameters"] > half["parameters"] > small["parameters"]
+    assert all(set(item["bits_per_byte"]) == {"zh", "en"} for item in figures["curve"])
+    assert (tmp_path / "curve.svg").read_text().count("<polyline") == 7
+
+
+def test_beginnings_of_rows_are_measured_before_training(shared: Path, corpus: Path, tmp_path: Path) -> None:
+    inputs = {"checkpoint": shared / "models" / "stories260K", "corpus": corpus}
+    figures = run(grow_vocab, inputs, tmp_path, size=700, measure_inits=["position", "uniform"], measure_characters=600,
+                  context_length=64)
+    bits = figures["initial_bits_per_character"]
+    assert set(bits) == {"before", "position", "uniform"} and bits["position"]["zh"] != bits["uniform"]["zh"]
+    assert not list((tmp_path / "state").glob("init-*"))
+
+
+def test_prune_wants_exactly_one_target() -> None:
+    for settings in ({}, {"size": 100, "coverage": 0.9}):
+        with pytest.raises(ConfigError, match="exactly one of size, coverage and plan"):
+            parse(prune_vocab.Config, settings, where="test")

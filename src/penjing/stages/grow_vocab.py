@@ -14,6 +14,7 @@ from pydantic import Field
 
 from penjing.config import Config as Settings
 from penjing.contract import CHECKPOINT, CORPUS, Estimate, Inputs, Job
+from penjing.errors import ConfigError, fault
 
 VERSION = 1
 INPUTS = {"checkpoint": CHECKPOINT, "corpus": CORPUS}
@@ -46,8 +47,10 @@ class Config(Settings):
     """Write vocab_plan.json and stop, for a person to read and edit."""
     measure_inits: list[Init] = []
     """Ways of making rows whose bits per character, before any training, are measured and reported."""
-    measure_tokens: int = Field(default=20_000, ge=1)
-    """Tokens of each language that this is measured on."""
+    measure_characters: int = Field(default=20_000, ge=1)
+    """Characters of each language that this is measured on."""
+    context_length: int = Field(default=256, ge=2)
+    """Tokens the model sees at a time when this is measured."""
     seed: int = 0
     """Seed of the tie-breaking noise and of drawn rows."""
 
@@ -76,15 +79,57 @@ def run(config: Config, inputs: Inputs, out: Path, job: Job) -> dict[str, Any]:
         wish = Wish(config.size, config.pieces, config.min_count, config.pad_to_multiple)
         return plan_growth(vocabulary, counts.all_characters(languages), runs, wish)
 
-    def rows(vocabulary: Vocabulary, counts: Counts, plan: VocabPlan) -> Rows:
+    def rows(vocabulary: Vocabulary, counts: Counts, plan: VocabPlan, how: Config = config) -> Rows:
         tokens = counts.all_tokens()
         similar = None
-        if "focus" in (config.init, config.head_init):
-            similar = similar_tokens(corpus, vocabulary, plan, seed=config.seed)
-        return Rows(config.init, config.head_init, config.seed, frequency_V=tokens / max(1, tokens.sum()), focus=similar)
+        if "focus" in (how.init, how.head_init):
+            similar = similar_tokens(corpus, vocabulary, plan, seed=how.seed)
+        return Rows(how.init, how.head_init, how.seed, frequency_V=tokens / max(1, tokens.sum()), focus=similar)
 
-    _, figures = change_vocabulary(inputs["checkpoint"], corpus, out, job, plan_only=config.plan_only, planner=planner, rows=rows)
+    plan, figures = change_vocabulary(inputs["checkpoint"], corpus, out, job, plan_only=config.plan_only, planner=planner,
+                                      rows=rows)
+    if config.measure_inits and not config.plan_only:
+        figures["initial_bits_per_character"] = _measure(config, inputs["checkpoint"], corpus, plan, out / "state", rows, job)
     return figures
+
+
+def _measure(config: Config, checkpoint: Path, corpus: Path, plan: Any, state: Path, rows: Any, job: Job) -> dict[str, Any]:
+    """Bits per character of each language before any training: of the old model, and of each way of making rows."""
+    import shutil
+
+    from penjing.data.engine import stop_if_asked
+    from penjing.models.checkpoint import open_checkpoint
+    from penjing.tokenizer.apply import apply_plan
+    from penjing.tokenizer.change import count_corpus
+    from penjing.tokenizer.inits import measured_texts
+    from penjing.tokenizer.read import read_vocabulary
+
+    if open_checkpoint(checkpoint).config.get("is_encoder_decoder"):
+        raise ConfigError(fault("measure_inits scores decoder-only models", where=checkpoint, found="an encoder-decoder",
+                                fix="leave measure_inits out"))
+    texts = measured_texts(corpus, characters=config.measure_characters)
+    found = {"before": _bits(checkpoint, texts, config.context_length)}
+    vocabulary = read_vocabulary(checkpoint)
+    before = count_corpus(checkpoint, corpus, job=job, state=state, label="count tokens before")
+    for init in config.measure_inits:
+        stop_if_asked(job, "measure inits")
+        trial = state / f"init-{init}"
+        how = config.model_copy(update={"init": init, "head_init": None})
+        apply_plan(plan, vocabulary, checkpoint, trial, rows=rows(vocabulary, before, plan, how))
+        found[init] = _bits(trial, texts, config.context_length)
+        shutil.rmtree(trial)
+    return found
+
+
+def _bits(checkpoint: Path, texts: Mapping[str, list[str]], context_length: int) -> dict[str, float]:
+    from penjing.evaluate.perplexity import document_losses, summarise
+    from penjing.models.checkpoint import load_model
+    from penjing.tokenizer.encode import load_encoder
+
+    model, encoder = load_model(checkpoint), load_encoder(checkpoint)
+    start = encoder.bos_id if encoder.bos_id is not None else encoder.eos_id or 0
+    return {lang: round(summarise(document_losses(model, encoder, own, context_length=context_length, start_id=start),
+                                  resamples=1).bits_per_character, 5) for lang, own in sorted(texts.items())}
 
 
 def price(config: Config, inputs: Mapping[str, Any]) -> Estimate:

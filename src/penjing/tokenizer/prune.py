@@ -11,7 +11,7 @@ from __future__ import annotations
 import heapq
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 
@@ -64,11 +64,18 @@ def plan_pruning(vocabulary: Vocabulary, counts: Mapping[str, np.ndarray], *, si
         assert target is not None
         size = size_for_coverage(order, counts, target)
     check_size(vocabulary, order, size)
+    notes = {"method": method, "asked": size if target is None else {"coverage": dict(target)}}
+    return planned(vocabulary, order, size, counts, pad_to_multiple=pad_to_multiple, notes=notes)
+
+
+def planned(vocabulary: Vocabulary, order: Order, size: int, counts: Mapping[str, np.ndarray], *, pad_to_multiple: int = 1,
+            notes: dict[str, Any] | None = None) -> VocabPlan:
+    """The plan that keeps `size` ids of a removal order."""
+    total = np.sum([values for _, values in sorted(counts.items())], axis=0)
     kept = order.kept(size)
     return VocabPlan("prune", vocabulary.kind, source_hash(vocabulary), vocabulary.total, kept, (), pad_to_multiple,
                      counts={index: int(total[index]) for index in kept},
-                     spelling={index: vocabulary.text(index) for index in kept},
-                     notes={"method": method, "asked": size if target is None else {"coverage": dict(target)}})
+                     spelling={index: vocabulary.text(index) for index in kept}, notes=notes or {})
 
 
 def check_size(vocabulary: Vocabulary, order: Order, size: int) -> None:
