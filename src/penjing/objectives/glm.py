@@ -54,49 +54,19 @@ class GlmExample:
     prefix: int
 
 
-def blank_infilling(tokens: Ids, spans: Sequence[Span], *, mask: int, special: GlmSpecial, order: Sequence[int] | None = None,
-                    flat: bool = False) -> GlmExample:
+def blank_infilling(tokens: Ids, spans: Sequence[Span], *, mask: int, special: GlmSpecial,
+                    order: Sequence[int] | NDArray[np.int64] | None = None, flat: bool = False) -> GlmExample:
     """The sample in which `spans` ([start, end), rising, at least one token apart) are blanks, written in `order`.
 
     flat: GLM-130B's positions: a span's inputs all have the place of their blank, and a [gMASK] span's go on counting.
     """
-    starts, ends = np.array(spans, np.int64).reshape(-1, 2).T
-    sizes, count = ends - starts, len(spans)
-    keep = np.ones(len(tokens) + count, bool)
-    # Each blank stands just before its span; the span's own tokens are then left out.
-    blanks = starts + np.arange(count)
-    inside = np.repeat(blanks + 1, sizes) + _ramp(sizes)
-    keep[inside] = False
-    spread = np.empty(len(keep), np.int64)
-    is_blank = np.zeros(len(keep), bool)
-    is_blank[blanks] = True
-    spread[is_blank] = mask
-    spread[~is_blank] = tokens
-    part_a = spread[keep]
-    places = np.flatnonzero(is_blank[keep])
-    chosen = np.arange(count) if order is None else np.asarray(order, np.int64)
-    written = sizes[chosen]
-    source = np.repeat(starts[chosen], written) + _ramp(written)
-    heads = np.zeros(int(written.sum()) + count, bool)
-    heads[np.cumsum(written + 1) - written - 1] = True
-    tails = np.zeros(len(heads), bool)
-    tails[np.cumsum(written + 1) - 1] = True
-    part_b, wanted = np.empty(len(heads), np.int64), np.empty(len(heads), np.int64)
-    part_b[heads], part_b[~heads] = special.start, tokens[source]
-    wanted[tails], wanted[~tails] = special.end, tokens[source]
-    if flat and mask == special.gap_mask:
-        first = len(part_a) + np.arange(len(heads))
-    else:
-        first = np.repeat(places[chosen], written + 1)
-    second = np.zeros(len(heads), np.int64) if flat else 1 + _ramp(written + 1)
-    nothing = np.zeros(len(part_a), np.int64)
-    return GlmExample(np.concatenate((part_a, part_b)), np.concatenate((nothing + NO_LOSS, wanted)),
-                      np.concatenate((np.arange(len(part_a)), first)), np.concatenate((nothing, second)), len(part_a))
+    from penjing.objectives import kernels
 
-
-def _ramp(sizes: NDArray[np.int64]) -> NDArray[np.int64]:
-    """0, 1, … for each size in turn."""
-    return np.arange(int(sizes.sum())) - np.repeat(np.cumsum(sizes) - sizes, sizes)
+    places = np.array(spans, np.int64).reshape(-1, 2)
+    chosen = np.arange(len(places)) if order is None else np.asarray(order, np.int64)
+    going_on = flat and mask == special.gap_mask
+    rows, prefix = kernels.fill_blanks(tokens, places, chosen, mask, special.start, special.end, flat, going_on, NO_LOSS)
+    return GlmExample(rows[0], rows[1], rows[2], rows[3], int(prefix))
 
 
 def short_spans(length: int, rng: np.random.Generator, *, most: int | None = None) -> list[Span]:
@@ -144,7 +114,7 @@ def gap_span(length: int, rng: np.random.Generator) -> list[Span]:
 def glm(tokens: Ids, rng: np.random.Generator, *, special: GlmSpecial, mixture: Sequence[float] = MIXTURE,
         sentence_ends: NDArray[np.bool_] | None = None, flat: bool = False, most: int | None = None) -> GlmExample:
     """A sample of a task drawn by `mixture`; a text without two sentences gets [MASK] spans instead of [sMASK]."""
-    task = int(rng.choice(3, p=np.asarray(mixture, np.float64) / np.sum(mixture)))
+    task = int(np.searchsorted(np.cumsum(mixture), rng.random() * sum(mixture), side="right"))
     spans: list[Span] = []
     mask = special.mask
     if task == 1 and sentence_ends is not None:
@@ -155,7 +125,7 @@ def glm(tokens: Ids, rng: np.random.Generator, *, special: GlmSpecial, mixture: 
         spans, mask = gap_span(len(tokens), rng), special.gap_mask
     if not spans:
         spans, mask = short_spans(len(tokens), rng, most=most), special.mask
-    return blank_infilling(tokens, spans, mask=mask, special=special, order=rng.permutation(len(spans)).tolist(), flat=flat)
+    return blank_infilling(tokens, spans, mask=mask, special=special, order=rng.permutation(len(spans)), flat=flat)
 
 
 class GlmRows:

@@ -226,6 +226,58 @@ def take_out(tokens: NDArray[np.integer], text: NDArray[np.int64], masked: NDArr
 
 
 @njit(cache=True)
+def mark(places: NDArray[np.int64], widths: NDArray[np.int64], goal: int, chosen: NDArray[np.bool_]) -> None:
+    """Set runs of `widths` at `places`, in their order, until `goal` positions are set."""
+    count = 0
+    for i in range(len(places)):
+        if count >= goal:
+            break
+        for place in range(places[i], min(places[i] + widths[i], len(chosen))):
+            if not chosen[place]:
+                chosen[place] = True
+                count += 1
+
+
+@njit(cache=True)
+def fill_blanks(tokens: NDArray[np.integer], spans: NDArray[np.int64], order: NDArray[np.int64], mask: int, start: int, end: int,
+                flat: bool, going_on: bool, nothing: int) -> tuple[NDArray[np.int64], int]:
+    """GLM's sample: rows [ids, targets, positions, block positions], and how many ids are part A."""
+    count, masked = len(spans), 0
+    for j in range(count):
+        masked += spans[j, 1] - spans[j, 0]
+    out = np.empty((4, len(tokens) + 2 * count), np.int64)
+    places = np.empty(count, np.int64)
+    at, end_a = 0, 0
+    for j in range(count + 1):
+        stop = spans[j, 0] if j < count else len(tokens)
+        while at < stop:
+            out[0, end_a] = tokens[at]
+            at += 1
+            end_a += 1
+        if j < count:
+            out[0, end_a] = mask
+            places[j] = end_a
+            end_a += 1
+            at = spans[j, 1]
+    out[1, :end_a] = nothing
+    out[2, :end_a] = np.arange(end_a)
+    out[3, :end_a] = 0
+    put = end_a
+    for j in order:
+        out[0, put] = start
+        size = spans[j, 1] - spans[j, 0]
+        for i in range(size):
+            out[0, put + 1 + i] = tokens[spans[j, 0] + i]
+            out[1, put + i] = tokens[spans[j, 0] + i]
+        out[1, put + size] = end
+        for i in range(size + 1):
+            out[2, put + i] = put + i if going_on else places[j]
+            out[3, put + i] = 0 if flat else 1 + i
+        put += size + 1
+    return out, end_a
+
+
+@njit(cache=True)
 def plan_ids(plan: NDArray[np.int64], density: NDArray[np.float64], mean_span: NDArray[np.int64], prefix: int,
              most: int) -> NDArray[np.int64]:
     """(encoder ids, labels) of every piece of a plan."""

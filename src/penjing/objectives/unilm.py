@@ -46,6 +46,8 @@ class UnilmExample:
 
 def unilm(tokens: Ids, rng: np.random.Generator, *, special: UnilmSpecial, vocab_size: int, task: int) -> UnilmExample:
     """15% of the ids masked: 80% by [MASK], 10% by a random id, 10% left; a fifth of the draws masks two or three in a row."""
+    from penjing.objectives import kernels
+
     cut = int(rng.integers(1, len(tokens))) if len(tokens) > 1 else len(tokens)
     whole = np.concatenate(([special.start], tokens[:cut], [special.end], tokens[cut:], [special.end])).astype(np.int64)
     goal = max(round(MASKED_SHARE * len(whole)), 1)
@@ -53,13 +55,7 @@ def unilm(tokens: Ids, rng: np.random.Generator, *, special: UnilmSpecial, vocab
     candidates = rng.permutation(np.arange(1, len(whole)))
     wide = rng.random(len(candidates)) < 0.2
     widths = np.where(wide, rng.integers(2, 4, len(candidates)), 1)
-    masked = 0
-    for place, width in zip(candidates.tolist(), widths.tolist(), strict=True):
-        if masked >= goal:
-            break
-        before = int(np.count_nonzero(chosen[place : place + width]))
-        chosen[place : place + width] = True
-        masked += min(width, len(whole) - place) - before
+    kernels.mark(candidates, widths, goal, chosen)
     places = np.flatnonzero(chosen)
     targets = np.full(len(whole), NO_LOSS, np.int64)
     targets[places] = whole[places]
