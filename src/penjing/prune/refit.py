@@ -34,8 +34,9 @@ from penjing.prune.plan import Operation, PruningPlan, source_names, unit_sizes,
 from penjing.prune.rotation import basis_of, head_factor
 from penjing.prune.width import Context
 
-RIDGE = 1e-2
-"""Weight of the old weights in a fit, relative to the mean square of the inputs."""
+RIDGE = 0.1
+"""Weight of the old weights in a fit, times inputs per token of text, relative to the mean square of the inputs: with 100 tokens
+for each input 0.001, which was best in `bench/prune_quality.py`; with few tokens the old weights count for more."""
 WIDE = 8192
 """Inputs from which on sums are float32, to hold them in memory."""
 TOLERANCE = 1e-3
@@ -105,6 +106,7 @@ class _Fit:
         self.new_name = new_name
         self.gaps = self._gaps(calibration.order)
         batches = batches_of(teacher.config, context.samples, rows)
+        self.tokens = sum(batch["input_ids"].numel() for batch in batches)
         writers = [new_name[name] for gap in self.gaps for name in gap]
         self.teacher = _Side(teacher, batches, [_module(name) for name in self.norms])
         self.student = _Side(student, batches, [_module(name) for name in [*map(new_name.__getitem__, self.norms), *writers]])
@@ -179,7 +181,8 @@ class _Fit:
             rows = axes.gather(label, unit_sizes(self.plan.source_config), self.plan.keep)
             weight_OD = weight_OD if rows is None else weight_OD[torch.from_numpy(rows)]
         scale = head_factor(self.plan) if table.get(old) is None or table[old].layer is None else 1.0
-        self._set(new, _solve(gram_kk, scale * weight_OD @ cross_Dk, _as_linear(self.student.model, new), self.ridge))
+        target_Ok = scale * weight_OD @ cross_Dk
+        self._set(new, _solve(gram_kk, target_Ok, _as_linear(self.student.model, new), self.ridge / self.tokens))
 
     def _is_head(self, name: str) -> bool:
         """A tied head is not fitted: it would change the input embedding too. An untied one is."""
@@ -234,7 +237,7 @@ class _Fit:
                 gram_FF = _sum(gram_FF, a_TF.T @ a_TF)
                 cross_kF = _sum(cross_kF, (target_Tk - bias).T @ a_TF)
             assert gram_FF is not None and cross_kF is not None
-            self._set(new, _solve(gram_FF, cross_kF, _as_linear(self.student.model, new), self.ridge))
+            self._set(new, _solve(gram_FF, cross_kF, _as_linear(self.student.model, new), self.ridge / self.tokens))
             for number, value in inputs.items():
                 before[number] = before[number] + _flat(module(value))
 
@@ -246,8 +249,8 @@ class _Fit:
 
 
 def _solve(gram_FF: torch.Tensor, cross_OF: torch.Tensor, old_OF: torch.Tensor, ridge: float) -> torch.Tensor:
-    """W of least |W x - y|^2 + ridge * mean(x^2) * |W - old|^2, float32."""
-    weight = ridge * float(gram_FF.diagonal().mean())
+    """W of least sum |W x - y|^2 + ridge * sum |x|^2 * |W - old|^2 over the text, float32."""
+    weight = ridge * float(gram_FF.diagonal().sum())
     right_OF = cross_OF + weight * old_OF.to(cross_OF.dtype)
     left_FF = gram_FF.clone()
     left_FF.diagonal().add_(weight)
