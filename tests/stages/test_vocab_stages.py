@@ -20,6 +20,7 @@ from penjing.errors import ConfigError, GateError, InputError
 from penjing.files import hash_tree, read_json
 from penjing.stages import grow_vocab, prune_vocab, train_tokenizer, verify_tokenizer, vocab_curve
 from penjing.tokenizer.build import gather
+from penjing.tokenizer.count import count_corpus
 from penjing.tokenizer.plan import read_plan
 from penjing.tokenizer.prune import plan_pruning
 from penjing.tokenizer.read import read_vocabulary
@@ -185,8 +186,8 @@ def test_verifier_derives_the_plan_where_none_was_kept(shared: Path, corpus: Pat
 def test_verifier_refuses_frequency_pruning_with_counterexamples(corpus: Path, grown: tuple[Path, dict[str, Any]],
                                                                  tmp_path: Path) -> None:
     old = read_vocabulary(grown[0])
-    counts = np.random.default_rng(0).permutation(old.total)
-    plan = plan_pruning(old, {"en": counts}, size=1000, method="frequency")
+    counts = count_corpus(grown[0], corpus, job=Job(), state=tmp_path / "state").tokens
+    plan = plan_pruning(old, counts, size=1000, method="frequency")
     write_tokenizer(gather(old, plan.kept), tmp_path / "new", source=grown[0], new_id=plan.new_id_of())
     inputs = {"old": grown[0], "new": tmp_path / "new", "corpus": corpus}
     with pytest.raises(GateError, match="lines under the contract break it"):

@@ -67,7 +67,8 @@ def run(config: Config, inputs: Inputs, out: Path, job: Job) -> dict[str, Any]:
     broken = total.covered - total.exact
     promised = not (plan.operation == "grow" and plan.kind == "unigram")
     for example in total.counterexamples[:3]:
-        say(f"  counterexample: {example['text'][:120]!r}: expected {example['expected'][:12]}, found {example['found'][:12]}")
+        say(f"  counterexample: {example['text'][:120]!r}, around token {example['at']}: expected {example['expected']}, found "
+            f"{example['found']}")
     if config.require and promised and broken:
         raise GateError(fault(f"{broken} of {total.covered} lines under the contract break it", where=out / "verdict.json",
                               expected="none", fix="the counterexamples are in verdict.json"))

@@ -116,8 +116,7 @@ class Checker:
             if np.array_equal(expected, got):
                 verdict.exact += 1
             elif len(verdict.counterexamples) < MAX_EXAMPLES:
-                verdict.counterexamples.append({"text": text[:400], "expected": expected[:60].tolist(),
-                                                "found": got[:60].tolist()})
+                verdict.counterexamples.append(_counterexample(text, expected, got))
 
     def _one_unknown(self, ids: np.ndarray) -> np.ndarray:
         """Runs of the unknown piece as one: SentencePiece writes neighbouring unknown characters as a single unknown."""
@@ -125,6 +124,15 @@ class Checker:
             return ids
         repeated = np.isin(ids[1:], self._unknown) & (ids[1:] == ids[:-1])
         return ids[np.concatenate([[True], ~repeated])]
+
+
+def _counterexample(text: str, expected: np.ndarray, found: np.ndarray) -> dict[str, Any]:
+    """The text and the ids around the first place where they differ."""
+    shared = min(len(expected), len(found))
+    different = np.flatnonzero(expected[:shared] != found[:shared])
+    at = int(different[0]) if len(different) else shared
+    window = slice(max(0, at - 4), at + 12)
+    return {"text": text[:400], "at": at, "expected": expected[window].tolist(), "found": found[window].tolist()}
 
 
 def derived_plan(old: Vocabulary, new: Vocabulary) -> VocabPlan:
