@@ -1,11 +1,12 @@
 """De-duplication against datatrove, text-dedup and Data-Juicer: speed per CPU second, and what each removes rightly and wrongly.
 
-    python bench/data_dedup.py [--json] [--megabytes 34] [--peers DIR] [--only ours,datatrove,text-dedup,data-juicer] [--work DIR]
+    python bench/data_dedup.py [--json] [--megabytes 72] [--peers DIR] [--only ours,datatrove,text-dedup,data-juicer] [--work DIR]
 
 The set is real Chinese and English text (PENJING_SHARED, default ../shared) with planted copies, one kind of change per group:
-the same document, other punctuation and emoji, 1%, 3%, 8% of the characters changed, boilerplate around it, the last tenth cut.
-Every tool is a process of its own; CPU seconds are those of its whole process tree, start-up included. A peer is looked for in
-`<peers>/<name>/bin/python` (default ~/.cache/penjing-bench; `python -m venv` and `pip install` of
+the same document, other punctuation and emoji, 1%, 3%, 8% of the tokens changed, boilerplate around it, the last
+tenth cut; and 40 histories of 8 versions, each with another eighth rewritten, whose ends have little in common. Every
+tool is a process of its own; CPU seconds are those of its whole process tree, start-up included. A peer is looked for
+in `<peers>/<name>/bin/python` (default ~/.cache/penjing-bench; `python -m venv` and `pip install` of
 datatrove[processing,io]==0.10.1 with spacy and jieba, text-dedup==0.4.0, py-data-juicer==1.6.1); one that is absent
 is reported as absent.
 
@@ -62,6 +63,9 @@ SOURCES = {
 }
 KINDS = ("same", "punctuation", "edit 1%", "edit 3%", "edit 8%", "boilerplate", "truncated")
 PER_KIND = 100
+LARGE = 4
+"""The exact runs are also made on so many salted copies of the set, where start-up weighs less."""
+CHAINS, CHAIN_LENGTH = 40, 8
 HAN = (
     "的一是不了人我在有他这中大来上国个到说们为子和你地出道也时年得就那要下以生会自着去之过家学"
     "对可她里后小么心多天而能好都然没日于起还发成事只作当想看文无开手十用主行方又如前所本见经头"
@@ -124,7 +128,7 @@ def main() -> None:
     """Run and print."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--json", action="store_true")
-    parser.add_argument("--megabytes", type=float, default=34)
+    parser.add_argument("--megabytes", type=float, default=72)
     parser.add_argument("--peers", type=Path, default=Path.home() / ".cache" / "penjing-bench")
     parser.add_argument("--only", default="ours,datatrove,text-dedup,data-juicer")
     parser.add_argument("--work", type=Path)
@@ -149,15 +153,17 @@ def main() -> None:
             seconds += used
             if fault:
                 break
-        report["runs"][name] = (
-            {"fault": fault}
-            if fault
-            else {"cpu_s": round(seconds, 2), "mb_per_cpu_s": round(size / seconds, 2), **judge.of(set(kept()))}
-        )
+        if fault:
+            report["runs"][name] = {"fault": fault}
+        else:
+            weight = size * LARGE if name.endswith("large") else size
+            quality = judge.of(set(kept())) if kept is not None else {}
+            report["runs"][name] = {"cpu_s": round(seconds, 2), "mb_per_cpu_s": round(weight / seconds, 2), **quality}
         if not options.json:
             print(name, json.dumps(report["runs"][name], ensure_ascii=False), file=sys.stderr, flush=True)
-    best = report["runs"].get("ours simhash", {}).get("mb_per_cpu_s")
     for name, run in report["runs"].items():
+        like = "ours exact, large" if "large" in name else "ours exact" if "exact" in name else "ours simhash"
+        best = report["runs"].get(like, {}).get("mb_per_cpu_s")
         if best and run.get("mb_per_cpu_s") and not name.startswith("ours"):
             run["ours_is_times_faster"] = round(best / run["mb_per_cpu_s"], 1)
     print(json.dumps(report, ensure_ascii=False, indent=None if options.json else 1))
@@ -176,6 +182,14 @@ def runs(work: Path, peers: Path) -> Iterator[tuple[str, str, list[list[str]] | 
         out = work / name.replace(" ", "-")
         command = [[sys.executable, "-c", OURS, json.dumps(settings), str(work / "corpus"), str(out), "1"]]
         yield name, "ours", command, lambda out=out: parquet_ids(out)
+    out = work / "ours-exact-large"
+    settings = json.dumps({"url": False, "near": "off"})
+    yield (
+        "ours exact, large",
+        "ours",
+        [[sys.executable, "-c", OURS, settings, str(work / "large-corpus"), str(out), "1"]],
+        None,
+    )
     python = peers / "datatrove" / "bin" / "python"
     there = python.is_file()
     if there:
@@ -187,6 +201,8 @@ def runs(work: Path, peers: Path) -> Iterator[tuple[str, str, list[list[str]] | 
     yield "datatrove minhash", "datatrove", command if there else None, lambda: json_ids(work, "dt-*/kept/*.jsonl")
     command = [[str(python), str(work / "exact.py"), str(work / "all"), str(work / "dt-exact")]]
     yield "datatrove exact", "datatrove", command if there else None, lambda: json_ids(work, "dt-exact/kept/*.jsonl")
+    command = [[str(python), str(work / "exact.py"), str(work / "large"), str(work / "dt-large")]]
+    yield "datatrove exact, large", "datatrove", command if there else None, None
     python = peers / "text-dedup" / "bin" / "python"
     base = [
         str(python),
@@ -243,16 +259,18 @@ def planted_set(data: Path, size: int) -> list[dict[str, Any]]:
     """Documents with the columns of a corpus and `group`: rows of one group are copies of each other, planted as `kind`."""
     rows: list[dict[str, Any]] = []
     for lang, names in SOURCES.items():
-        left = size // 2 - size // 12
+        left = size * 5 // 12
         seen: set[str] = set()
-        for name in names:
+        for place, name in enumerate(names):
+            share = left // (len(names) - place)
             with gzip.open(data / "corpus" / lang / f"{name}.jsonl.gz", "rt", encoding="utf-8") as file:
                 for line in file:
                     text = json.loads(line)["text"][:20_000]
                     skeleton = re.sub(r"\W", "", text)
-                    if len(skeleton) < 200 or left <= 0 or skeleton in seen:
+                    if len(skeleton) < 200 or share <= 0 or skeleton in seen:
                         continue
                     seen.add(skeleton)
+                    share -= len(text.encode())
                     left -= len(text.encode())
                     rows.append(
                         {
@@ -272,6 +290,17 @@ def planted_set(data: Path, size: int) -> list[dict[str, Any]]:
             rng = generator(1, "bench", kind, int(place))
             row["kind"] = kind
             rows.append({**row, "id": f"{row['id']}-copy", "text": changed(row["text"], kind, row["lang"], rng)})
+    for place in order[len(KINDS) * PER_KIND :][:CHAINS]:
+        row, rng = base[place], generator(1, "bench", "chain", int(place))
+        row["text"] = row["text"][:3000]
+        text = row["text"]
+        for step in range(1, CHAIN_LENGTH):  # each version rewrites another eighth of the last one
+            parts = [text[at * len(text) // 8 : (at + 1) * len(text) // 8] for at in range(8)]
+            donor = base[int(rng.integers(len(base)))]["text"]
+            parts[step % 8] = donor[100 : 100 + len(parts[0])]
+            text = "".join(parts)
+            group = row["group"] * 1000 + step + 10**9
+            rows.append({**row, "id": f"{row['id']}-v{step}", "text": text, "group": group, "kind": ""})
     shuffled = generator(1, "bench", "order").permutation(len(rows))
     return [rows[place] for place in shuffled]
 
@@ -318,7 +347,16 @@ def write_inputs(rows: list[dict[str, Any]], work: Path) -> None:
     """The set as a corpus (zstd Parquet) and as JSON lines, whole and by language."""
     with CorpusWriter(work / "corpus", provenance={}) as writer:
         writer.write(documents(rows))
-    for name, part in {"all": rows, **{lang: [row for row in rows if row["lang"] == lang] for lang in SOURCES}}.items():
+    large = [
+        {**row, "id": f"{row['id']}/{copy}", "text": f"{row['text']}\n{copy}"} for copy in range(LARGE) for row in rows
+    ]
+    with CorpusWriter(work / "large-corpus", provenance={}) as writer:
+        writer.write(documents(large))
+    for name, part in {
+        "all": rows,
+        "large": large,
+        **{lang: [row for row in rows if row["lang"] == lang] for lang in SOURCES},
+    }.items():
         (work / name).mkdir(parents=True)
         with (work / name / f"{name}.jsonl").open("w", encoding="utf-8") as file:
             for row in part:

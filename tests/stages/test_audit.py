@@ -36,7 +36,9 @@ def corpus(path: Path, number: int, bad: dict[int, str] | None = None, *, longer
 
 def run(out: Path, source: Path, *, workers: int = 1, reference: Path | None = None, **settings: object) -> dict:
     out.mkdir()
-    return audit.run(audit.Config(**settings), {"corpus": source, "reference": reference}, out, Job(workers=workers))
+    return audit.run(
+        audit.Config(**settings), {"corpus": source, "reference": reference}, out, Job(workers=workers, engine="thread")
+    )
 
 
 def test_each_defect_class_is_counted_and_named(tmp_path: Path) -> None:

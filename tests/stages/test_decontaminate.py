@@ -53,7 +53,7 @@ def run(
     out = tmp_path / name
     out.mkdir()
     inputs = {"corpus": source, "benchmarks": benchmarks}
-    return out, decontaminate.run(decontaminate.Config(**settings), inputs, out, Job(workers=workers))
+    return out, decontaminate.run(decontaminate.Config(**settings), inputs, out, Job(workers=workers, engine="thread"))
 
 
 def test_records_are_found_with_their_spans(tmp_path: Path) -> None:

@@ -86,13 +86,16 @@ def run(
     *,
     shards: int = 2,
     workers: int = 1,
+    engine: str = "local",
     old: Path | None = None,
     **settings: object,
 ) -> tuple[Path, dict[str, object]]:
     out = tmp_path / name
     out.mkdir()
     corpus = make(tmp_path / f"{name}-in", records, shards)
-    return out, dedup.run(dedup.Config(**settings), {"corpus": corpus, "old": old}, out, Job(workers=workers))
+    return out, dedup.run(
+        dedup.Config(**settings), {"corpus": corpus, "old": old}, out, Job(workers=workers, engine=engine)
+    )
 
 
 def test_each_kind_of_copy_goes_and_names_what_stays(tmp_path: Path) -> None:
@@ -193,7 +196,15 @@ def test_repeated_paragraphs_are_cut_but_for_the_first(tmp_path: Path) -> None:
     edited = figures["funnel"]["edited"]["paragraph"]
     assert edited == {"documents": 3, "bytes": 3 * (len(notice) + 1)}
     assert figures["funnel"]["in"]["en"]["bytes"] == figures["funnel"]["out"]["en"]["bytes"] + edited["bytes"]
-    again, _ = run(tmp_path, [records[i] for i in (2, 0, 3, 1)], "shuffled", shards=3, workers=2, paragraphs="line")
+    again, _ = run(
+        tmp_path,
+        [records[i] for i in (2, 0, 3, 1)],
+        "shuffled",
+        shards=3,
+        workers=2,
+        engine="thread",
+        paragraphs="line",
+    )
     assert {row["id"]: row["text"] for s in open_corpus(again).shards for row in pq.read_table(s).to_pylist()} == texts
 
 

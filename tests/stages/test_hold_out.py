@@ -32,7 +32,7 @@ def part(
 ) -> tuple[set[str], dict[str, object]]:
     out = tmp_path / name
     out.mkdir()
-    figures = hold_out.run(hold_out.Config(**settings), {"corpus": source}, out, Job(workers=workers))
+    figures = hold_out.run(hold_out.Config(**settings), {"corpus": source}, out, Job(workers=workers, engine="thread"))
     return ids(out), figures
 
 

@@ -26,7 +26,9 @@ def corpus(path: Path, sources: dict[str, int], lang: str = "en") -> Path:
 def run(tmp_path: Path, name: str, corpora: list[Path], *, workers: int = 1, **settings: object) -> tuple[Path, dict]:
     out = tmp_path / name
     out.mkdir()
-    return out, mixture.run(mixture.Config(**settings), {"corpora": corpora}, out, Job(workers=workers))
+    return out, mixture.run(
+        mixture.Config(**settings), {"corpora": corpora}, out, Job(workers=workers, engine="thread")
+    )
 
 
 def test_shares_are_met_and_epochs_capped() -> None:
