@@ -99,6 +99,28 @@ def test_prompts_carry_their_weight(path):
         at = end
 
 
+def test_a_prompt_cut_between_rows_is_masked_on_both_sides(path):
+    made = stream(path, sources={"tasks": 1}, prompt_loss_weight=0.0, supervised_packing="concat", sequence_length=16)
+    rows = made.rows[0]
+    ids, documents = rows.documents.shard.ids, rows.documents
+    end_of_prompt = {int(start): int(start + prompt) for start, prompt in zip(documents.starts, documents.prompts, strict=True)}
+    inside = 0
+    for step in range(30):
+        batch = made.batch(step)
+        for at in range(8):
+            _, index = made.locate(step, at)
+            begin = 0
+            for piece in rows.rows.pieces(index):
+                first = max(start for start in end_of_prompt if start <= piece.start)
+                for i in range(piece.length - (not piece.goes_on)):
+                    is_prompt = piece.start + i + 1 < end_of_prompt[first]
+                    inside += is_prompt
+                    wanted = NO_LOSS if is_prompt else int(ids[piece.start + i + 1])
+                    assert batch.targets_BS[at, begin + i] == wanted
+                begin += piece.length
+    assert inside > 100
+
+
 @pytest.mark.parametrize("architecture, objective, decoder_length", [
     ("decoder", "causal", None), ("encoder-decoder", "ul2", None), ("decoder", "ul2", None)])
 def test_shares_are_counted_in_tokens_that_are_not_padding(path, architecture, objective, decoder_length):

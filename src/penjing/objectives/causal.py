@@ -46,7 +46,7 @@ def fill_row(arrays: Arrays, at: int, pieces: Sequence[Piece], ids: NDArray[np.i
         weights[begin : begin + learned] = 1.0
         if piece.prompt and prompt_loss_weight != 1.0:
             # The target of the prompt's last token is the answer's first one.
-            masked = min(piece.prompt - (1 if piece.prompt < piece.length or piece.goes_on else 0), learned)
+            masked = min(piece.prompt - 1, learned)
             weights[begin : begin + masked] = prompt_loss_weight
             if prompt_loss_weight == 0.0:
                 targets[begin : begin + masked] = NO_LOSS
@@ -94,7 +94,7 @@ class CausalRows:
             begin = 0
             for piece in pieces:
                 # A supervised document splits where its answer begins, any other one anywhere.
-                cut = piece.prompt or (int(rng.integers(1, piece.length)) if piece.length > 1 else 0)
+                cut = min(piece.prompt, piece.length) or (int(rng.integers(1, piece.length)) if piece.length > 1 else 0)
                 if cut:
                     arrays["targets_BS"][at, begin : begin + cut - 1] = NO_LOSS
                     arrays["weights_BS"][at, begin : begin + cut - 1] = 0.0

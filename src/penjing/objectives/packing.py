@@ -32,7 +32,7 @@ class Piece(NamedTuple):
     """First token, counted from the start of the shard's .bin."""
     length: int
     prompt: int
-    """How many of its tokens belong to a prompt."""
+    """How many tokens from its start on belong to a prompt; more than its length where the prompt goes on behind it."""
     goes_on: bool
     """Whether the document has a token after the last of these."""
 
@@ -162,7 +162,7 @@ class ConcatRows:
                 length = min(left, end - position)
                 prompt = 0 if self.documents.prompts is None else max(int(self.documents.prompts[index]) - skipped, 0)
                 found.append(Piece(int(self.documents.number[index]), int(self.documents.starts[index]) + skipped,
-                                   length, min(prompt, length), length < left))
+                                   length, prompt, length < left))
                 position += length
                 inside += length
                 place += 1
@@ -227,7 +227,7 @@ class PackedRows:
             start, length = int(self._start[item]), int(self._length[item])
             prompt = 0 if self.documents.prompts is None else max(int(self.documents.prompts[document]) - start, 0)
             found.append(Piece(int(self.documents.number[document]), int(self.documents.starts[document]) + start,
-                               length, min(prompt, length), start + length < int(self.documents.lengths[document])))
+                               length, prompt, start + length < int(self.documents.lengths[document])))
         return found
 
     def _pack(self, epoch: int) -> tuple[Packing, NDArray[np.int64]]:
