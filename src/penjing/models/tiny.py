@@ -100,7 +100,7 @@ def build(model_type: str, settings: dict[str, Any], *, seed: int = 0) -> Any:
             if parameter.dim() == 1:
                 parameter += 0.3 * torch.randn(parameter.shape, generator=noise)
             else:
-                parameter.copy_(torch.randn(parameter.shape, generator=noise) * parameter.shape[-1] ** -0.5)
+                parameter.copy_(torch.randn(parameter.shape, generator=noise) * 0.5 * parameter.shape[-1] ** -0.5)
     return model
 
 
