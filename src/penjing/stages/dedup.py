@@ -19,6 +19,7 @@ from penjing.data.dedup.bloom import Bloom, bloom, load_bloom
 from penjing.data.dedup.decide import RULES, Decisions, Rules, decide, ranks
 from penjing.data.dedup.index import read_index, read_tables, sign_shard, write_index
 from penjing.data.dedup.paragraph import repeated_paragraphs, sign_paragraphs
+from penjing.data.dedup.search import Search, searcher
 from penjing.data.dedup.sieve import VERDICT_SCHEMA, merge_funnels, sift
 from penjing.data.dedup.signature import Signatures, SignatureShape, concatenate
 from penjing.data.document import Corpus, finish_corpus, open_corpus
@@ -96,7 +97,11 @@ def run(config: Config, inputs: Inputs, out: Path, job: Job) -> dict[str, Any]:
     if signatures is None:
         raise InputError(fault("the corpus has no shards", where=corpus.path))
     seen = _address_filter(config, inputs, len(documents))
-    decisions = decide(documents, signatures, rules_of(config, seen), old=old_count)
+    search = None
+    if config.near != "off":
+        simhash, minhash = config.near in ("simhash", "both"), config.near in ("minhash", "both")
+        search = searcher(simhash=simhash, minhash=minhash, distance=config.distance, folder=state / "near", job=job)
+    decisions = decide(documents, signatures, rules_of(config, seen, search), old=old_count)
     verdicts = write_verdicts(state / "verdicts", corpus, documents, decisions, config, old=old_count)
     cuts = _paragraphs(config, corpus, documents, signatures, decisions, state, job, old=old_count)
     sift_units = [
@@ -131,15 +136,13 @@ def shape_of(config: Config) -> SignatureShape:
     )
 
 
-def rules_of(config: Config, seen: Bloom | None = None) -> Rules:
-    """The decision rules of a configuration; `seen` is the filter of addresses, when there is one."""
+def rules_of(config: Config, seen: Bloom | None, search: Search | None) -> Rules:
+    """The decision rules of a configuration; `seen` is the filter of addresses, `search` finds candidates."""
     return Rules(
         url=config.url,
         url_filter=seen,
         exact=config.exact,
-        simhash=config.near in ("simhash", "both"),
-        minhash=config.near in ("minhash", "both"),
-        distance=config.distance,
+        search=search,
         similarity=config.similarity,
         exact_min_letters=config.exact_min_letters,
         near_min_tokens=config.near_min_tokens,

@@ -15,20 +15,25 @@ def band_pairs(bands: np.ndarray, *, old: int = 0) -> tuple[np.ndarray, int]:
 
     The first `old` documents are not paired with each other.
     """
-    found = []
-    skipped = 0
-    for b in range(bands.shape[1]):
-        column = np.ascontiguousarray(bands[:, b])
-        order = np.argsort(column, kind="stable").astype(np.int64)
-        pairs, left_out = _run_pairs(column, order, old, LONGEST_RUN)
-        found.append(pairs)
-        skipped += int(left_out)
-    if not found:
-        return np.empty((0, 2), np.int64), 0
+    found = [column_pairs(np.ascontiguousarray(bands[:, band]), old=old) for band in range(bands.shape[1])]
+    return merge_pairs([pairs for pairs, _ in found]), sum(skipped for _, skipped in found)
+
+
+def column_pairs(column: np.ndarray, *, old: int = 0) -> tuple[np.ndarray, int]:
+    """(pairs (P, 2), pairs left out) of the documents with equal values in one band."""
+    order = np.argsort(column, kind="stable").astype(np.int64)
+    pairs, skipped = _run_pairs(column, order, old, LONGEST_RUN)
+    return pairs, int(skipped)
+
+
+def merge_pairs(parts: list[np.ndarray]) -> np.ndarray:
+    """The different pairs of several lists, ordered; document numbers stay below 2^32."""
+    if not parts:
+        return np.empty((0, 2), np.int64)
     packed = np.unique(
-        np.concatenate([(p[:, 0].astype(np.uint64) << np.uint64(32)) | p[:, 1].astype(np.uint64) for p in found])
+        np.concatenate([(p[:, 0].astype(np.uint64) << np.uint64(32)) | p[:, 1].astype(np.uint64) for p in parts])
     )
-    return np.stack([packed >> np.uint64(32), packed & np.uint64(0xFFFFFFFF)], axis=1).astype(np.int64), skipped
+    return np.stack([packed >> np.uint64(32), packed & np.uint64(0xFFFFFFFF)], axis=1).astype(np.int64)
 
 
 @njit(cache=True, nogil=True)

@@ -13,10 +13,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from penjing.data.dedup.bands import band_pairs
 from penjing.data.dedup.bloom import Bloom
 from penjing.data.dedup.cluster import stars
-from penjing.data.dedup.near import near_pairs, plan_tables
+from penjing.data.dedup.search import Search
 from penjing.data.dedup.signature import Signatures
 from penjing.data.dedup.verify import similarities
 
@@ -31,10 +30,9 @@ class Rules:
     url: bool = True
     url_filter: Bloom | None = None
     exact: bool = True
-    simhash: bool = True
-    minhash: bool = False
-    distance: int = 8
-    similarity: float = 0.7
+    search: Search | None = None
+    """Where candidates for near copies come from; None looks for none."""
+    similarity: float = 0.65
     exact_min_letters: int = 20
     near_min_tokens: int = 32
     url_max_texts: int = 20
@@ -75,8 +73,8 @@ def decide(table: pa.Table, signatures: Signatures, rules: Rules, *, old: int = 
     if rules.exact:
         free = np.flatnonzero((rule == KEEP) & (signatures.letters >= rules.exact_min_letters))
         _drop_repeats(free, signatures.keys, rule, kept, value, EXACT, old)
-    if rules.simhash or rules.minhash:
-        figures.update(_drop_near(signatures, rules, rule, kept, value, old))
+    if rules.search is not None:
+        figures.update(_drop_near(signatures, rules, rules.search, rule, kept, value, old))
     while not np.array_equal(kept, kept[kept]):
         kept = kept[kept]
     back = np.empty(count, np.int64)
@@ -164,33 +162,18 @@ def _drop_repeats(
 
 
 def _drop_near(
-    signatures: Signatures, rules: Rules, rule: np.ndarray, kept: np.ndarray, value: np.ndarray, old: int
+    signatures: Signatures,
+    rules: Rules,
+    search: Search,
+    rule: np.ndarray,
+    kept: np.ndarray,
+    value: np.ndarray,
+    old: int,
 ) -> dict[str, object]:
     free = np.flatnonzero((rule == KEEP) & (signatures.tokens >= rules.near_min_tokens))
     chosen = signatures.take(free)
     old_free = int((free < old).sum())
-    found = []
-    skipped = 0
-    figures: dict[str, object] = {}
-    if rules.simhash:
-        plan = plan_tables(len(free), rules.distance)
-        pairs, left_out = near_pairs(chosen.simhash, plan, old=old_free)
-        figures["simhash"] = {
-            "tables": len(plan.masks),
-            "blocks": plan.blocks,
-            "distance": rules.distance,
-            "pairs": len(pairs),
-        }
-        found.append(pairs)
-        skipped += left_out
-    if rules.minhash:
-        pairs, left_out = band_pairs(chosen.bands, old=old_free)
-        figures["minhash"] = {"bands": chosen.bands.shape[1], "pairs": len(pairs)}
-        found.append(pairs)
-        skipped += left_out
-    pairs = np.concatenate(found)
-    if len(found) > 1 and len(pairs):
-        pairs = np.unique(pairs, axis=0)
+    pairs, skipped, figures = search(chosen, old_free)
     likeness = similarities(pairs, chosen)
     sure = likeness >= rules.similarity
     pairs, likeness = pairs[sure], likeness[sure]

@@ -53,21 +53,19 @@ def near_pairs(fingerprints: np.ndarray, plan: TablePlan, *, old: int = 0) -> tu
     Each pair is given once. The first `old` fingerprints are not compared with each other (an index that is clean
     already).
     """
-    found: list[np.ndarray] = []
-    skipped = 0
-    for table, mask in enumerate(plan.masks):
-        order = np.lexsort((fingerprints, fingerprints & mask)).astype(np.int64)
-        count = _table_pairs(
-            fingerprints, order, plan.masks, table, plan.distance, old, np.empty((0, 2), np.int64), LONGEST_RUN
-        )
-        if count[0]:
-            pairs = np.empty((count[0], 2), np.int64)
-            _table_pairs(fingerprints, order, plan.masks, table, plan.distance, old, pairs, LONGEST_RUN)
-            found.append(pairs)
-        skipped += int(count[1])
-    if not found:
-        return np.empty((0, 2), np.int64), skipped
-    return np.concatenate(found), skipped
+    found = [table_pairs(fingerprints, plan, table, old=old) for table in range(len(plan.masks))]
+    return np.concatenate([pairs for pairs, _ in found]), sum(skipped for _, skipped in found)
+
+
+def table_pairs(fingerprints: np.ndarray, plan: TablePlan, table: int, *, old: int = 0) -> tuple[np.ndarray, int]:
+    """The part of `near_pairs` that meets in one table and in no earlier one."""
+    order = np.lexsort((fingerprints, fingerprints & plan.masks[table])).astype(np.int64)
+    arguments = (fingerprints, order, plan.masks, table, plan.distance, old)
+    count, skipped = _table_pairs(*arguments, np.empty((0, 2), np.int64), LONGEST_RUN)
+    pairs = np.empty((count, 2), np.int64)
+    if count:
+        _table_pairs(*arguments, pairs, LONGEST_RUN)
+    return pairs, int(skipped)
 
 
 @njit(cache=True, nogil=True)
