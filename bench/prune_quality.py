@@ -136,7 +136,7 @@ def train(model: torch.nn.Module, ids: np.ndarray, *, steps: int, lr: float, see
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
         if log and step % 100 == 0:
-            print(f"step {step} loss {loss.item():.3f} cpu {time.process_time() - started:.0f}s", flush=True)
+            print(f"step {step} loss {loss.item():.3f} cpu {time.process_time() - started:.0f}s", file=sys.stderr)
     model.eval()
 
 
@@ -154,7 +154,7 @@ def base_model(seed: int, *, steps: int) -> Path:
         started = time.process_time()
         train(model, train_ids, steps=steps, lr=5e-3, seed=seed, log=True)
         print(f"seed {seed}: held-out loss {loss_of(model, windows(held_ids, 48, seed=0)):.4f}, "
-              f"{time.process_time() - started:.0f} CPU s", flush=True)
+              f"{time.process_time() - started:.0f} CPU s", file=sys.stderr)
         model.save_pretrained(out)
     return out
 

@@ -83,3 +83,18 @@ def test_refit_without_text_says_what_it_needs(tmp_path: Path) -> None:
     tiny.save("llama", tmp_path)
     with open_checkpoint(tmp_path) as source, pytest.raises(ConfigError, match="a refit needs calibration text"):
         refit(build(source.config), Context(source))
+
+
+def test_the_stage_cuts_with_metric_rotation_and_refit_by_name(tmp_path: Path) -> None:
+    from penjing.stages import prune as stage
+
+    model = tiny.save("llama", tmp_path / "model")
+    text, unseen = samples(count=80), samples(seed=9)
+    found = {}
+    with open_checkpoint(tmp_path / "model") as source:
+        for rotate, fit in (("none", False), ("selection", False), ("pca", True)):
+            settings = stage.Config(hidden=16, ffn=20, importance="output-energy", rotation=rotate, refit=fit)
+            plan, _ = stage.make_plan(settings, source, text)
+            found[rotate] = divergence(tmp_path / "model", plan, model, unseen, tmp_path / rotate)
+            assert load_model(tmp_path / rotate).config.hidden_size == 16
+    assert found["pca"] < 0.6 * found["none"]
