@@ -8,7 +8,16 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from penjing.data.document import SCHEMA, CorpusWriter, ShardWriter, documents, finish_corpus, open_corpus
+from penjing.data.document import (
+    SCHEMA,
+    CorpusWriter,
+    ShardWriter,
+    documents,
+    export_jsonl,
+    finish_corpus,
+    open_corpus,
+    shard_batches,
+)
 from penjing.errors import InputError
 
 ROWS = [
@@ -73,3 +82,30 @@ def test_shards_of_others_are_counted_from_their_columns(tmp_path: Path) -> None
     table = pa.table({"id": ["a"], "text": ["四个汉字"], "lang": ["zh"], "source": ["x"]})
     pq.write_table(table, tmp_path / "p.parquet")
     assert finish_corpus(tmp_path, provenance={}).languages == {"zh": {"documents": 1, "bytes": 12}}
+
+
+def test_row_groups_and_batches_are_bounded_in_bytes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("penjing.data.document.ROW_GROUP_BYTES", 10_000)
+    monkeypatch.setattr("penjing.data.document.BATCH_BYTES", 3_000)
+    table = documents({"id": str(n), "text": "x" * (n * 37 % 2500), "source": "s"} for n in range(200))
+    for name, step in (("one", 200), ("many", 7)):
+        with ShardWriter(tmp_path / f"{name}.parquet") as writer:
+            for start in range(0, 200, step):
+                writer.write(table.slice(start, step))
+    assert (tmp_path / "one.parquet").read_bytes() == (tmp_path / "many.parquet").read_bytes()
+    assert pq.ParquetFile(tmp_path / "one.parquet").num_row_groups > 15
+    batches = list(shard_batches(tmp_path / "one.parquet"))
+    assert max(sum(map(len, batch.column("text").to_pylist())) for batch in batches) <= 3_000
+    assert pa.Table.from_batches(batches).equals(table)
+
+
+@pytest.mark.parametrize("compress", [True, False])
+def test_a_corpus_goes_out_as_json_lines_and_comes_back(tmp_path: Path, compress: bool) -> None:
+    from penjing.data.readers import Options, read
+
+    with CorpusWriter(tmp_path / "corpus", provenance={}) as writer:
+        writer.write(documents(ROWS))
+    (path,) = export_jsonl(open_corpus(tmp_path / "corpus"), tmp_path / "out", compress=compress)
+    rows = [row for row in read(str(path), Options()) if isinstance(row, dict)]
+    assert [(row["id"], row["text"]) for row in rows] == [(row["id"], row["text"]) for row in ROWS]
+    assert rows[0]["meta"] == {"page": 3, "origin": "books"}

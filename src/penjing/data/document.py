@@ -16,17 +16,22 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from penjing.errors import InputError, fault
-from penjing.files import disk_faults, read_json, write_json
+from penjing.files import atomic_write, disk_faults, read_json, write_json
 
 VERSION = 1
 MANIFEST = "corpus.json"
 FOOTER_KEY = b"penjing"
 ROW_GROUP_ROWS = 8192
+ROW_GROUP_BYTES = 32 << 20
+"""A row group ends with the document that reaches either; so equal documents give equal files, and memory is bounded."""
+BATCH_BYTES = 4 << 20
+"""Batches that are read hold at most about this much text, or one document."""
 
 SCHEMA = pa.schema(
     [
@@ -119,7 +124,7 @@ def documents(rows: Iterable[Mapping[str, Any]]) -> pa.Table:
 class ShardWriter:
     """One Parquet file that appears under its name when the block ends well; it counts what it is given.
 
-    Row groups hold `ROW_GROUP_ROWS` rows whatever the size of the batches, so equal documents give equal files.
+    Where row groups end does not depend on the size of the batches, so equal documents give equal files.
     """
 
     def __init__(self, path: Path, schema: pa.Schema = SCHEMA, *, compression: str = "zstd") -> None:
@@ -129,7 +134,7 @@ class ShardWriter:
         self._compression = compression
         self._temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
         self._waiting: list[pa.Table] = []
-        self._rows = 0
+        self._rows = self._bytes = 0
         self._writer: pq.ParquetWriter | None = None
 
     def __enter__(self) -> ShardWriter:
@@ -144,16 +149,23 @@ class ShardWriter:
         table = self._fit(table)
         if "text" in table.schema.names:
             self.counts.add(count(table))
-        self._waiting.append(table)
-        self._rows += table.num_rows
-        if self._rows >= ROW_GROUP_ROWS:
-            self._flush(whole=False)
+        sizes = _text_sizes(table)
+        start = 0
+        while start < table.num_rows:
+            room = np.searchsorted(np.cumsum(sizes[start:]), ROW_GROUP_BYTES - self._bytes) + 1
+            stop = start + min(int(room), ROW_GROUP_ROWS - self._rows, table.num_rows - start)
+            self._waiting.append(table.slice(start, stop - start))
+            self._rows += stop - start
+            self._bytes += int(sizes[start:stop].sum())
+            if self._rows >= ROW_GROUP_ROWS or self._bytes >= ROW_GROUP_BYTES:
+                self._flush()
+            start = stop
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None,
                  trace: TracebackType | None) -> None:
         if kind is None:
             with disk_faults(self.path):
-                self._flush(whole=True)
+                self._flush()
                 writer = self._open()
                 footer = json.dumps(self.counts.as_json(), ensure_ascii=False)
                 writer.add_key_value_metadata({FOOTER_KEY: footer.encode()})
@@ -173,17 +185,13 @@ class ShardWriter:
                                             use_dictionary=["source", "lang", "rule"])
         return self._writer
 
-    def _flush(self, *, whole: bool) -> None:
+    def _flush(self) -> None:
         if not self._waiting:
             return
-        table = pa.concat_tables(self._waiting)
-        end = table.num_rows if whole else table.num_rows - table.num_rows % ROW_GROUP_ROWS
+        table = pa.concat_tables(self._waiting).combine_chunks()
         with disk_faults(self.path):
-            for start in range(0, end, ROW_GROUP_ROWS):
-                rows = min(ROW_GROUP_ROWS, end - start)
-                self._open().write_table(table.slice(start, rows), row_group_size=ROW_GROUP_ROWS)
-        self._waiting = [table.slice(end)] if end < table.num_rows else []
-        self._rows = table.num_rows - end
+            self._open().write_table(table, row_group_size=table.num_rows)
+        self._waiting, self._rows, self._bytes = [], 0, 0
 
     def _fit(self, table: pa.Table) -> pa.Table:
         columns = []
@@ -300,16 +308,59 @@ class Corpus:
 
 
 def shard_batches(path: Path, *, columns: Sequence[str] | None = None, rows: int = 4096) -> Iterator[pa.RecordBatch]:
-    """The documents of one shard in record batches; InputError when the file is missing or damaged."""
+    """The documents of one shard in record batches of at most `rows` rows and about `BATCH_BYTES` of text.
+
+    Raises InputError when the file is missing or damaged.
+    """
     try:
         with pq.ParquetFile(path) as file:
-            yield from file.iter_batches(batch_size=rows, columns=list(columns or SCHEMA.names), use_threads=False)
+            for group in range(file.num_row_groups):
+                for batch in file.iter_batches(batch_size=rows, row_groups=[group], columns=list(columns or SCHEMA.names),
+                                               use_threads=False):
+                    yield from _small(batch)
     except FileNotFoundError as error:
         raise InputError(fault("shard is missing", where=path, fix="it vanished while it was needed; make the corpus "
                                "again")) from error
     except (pa.ArrowInvalid, OSError) as error:
         raise InputError(fault("shard is damaged", where=path, found=str(error)[:200], fix="make the corpus "
                                "again")) from error
+
+
+def _small(batch: pa.RecordBatch) -> Iterator[pa.RecordBatch]:
+    ends = np.cumsum(_text_sizes(batch))
+    start, base = 0, 0
+    while start < batch.num_rows:
+        stop = max(start + 1, int(np.searchsorted(ends, base + BATCH_BYTES, side="right")))
+        yield batch.slice(start, stop - start)
+        start, base = stop, int(ends[stop - 1])
+
+
+def _text_sizes(table: pa.Table | pa.RecordBatch) -> np.ndarray:
+    if "text" not in table.schema.names:
+        return np.zeros(table.num_rows, np.int64)
+    sizes: np.ndarray = pc.fill_null(pc.binary_length(table.column("text")), 0).cast(pa.int64()).to_numpy(zero_copy_only=False) \
+        if isinstance(table, pa.RecordBatch) else \
+        pc.fill_null(pc.binary_length(table.column("text")), 0).cast(pa.int64()).to_numpy()
+    return sizes
+
+
+def export_jsonl(corpus: Corpus, out: Path, *, compress: bool = True) -> list[Path]:
+    """The corpus as JSON lines, one `.jsonl.zst` (or `.jsonl`) per shard, fields as in the schema with meta as an object."""
+    import zstandard
+
+    written = []
+    for shard in corpus.shards:
+        path = out / (shard.stem + (".jsonl.zst" if compress else ".jsonl"))
+        with disk_faults(out), atomic_write(path) as file:
+            stream: Any = zstandard.ZstdCompressor(level=3).stream_writer(file, closefd=False) if compress else file
+            for batch in shard_batches(shard):
+                for row in batch.to_pylist():
+                    row["meta"] = json.loads(row["meta"] or "{}")
+                    stream.write(json.dumps({k: v for k, v in row.items() if v is not None}, ensure_ascii=False).encode() + b"\n")
+            if compress:
+                stream.close()
+        written.append(path)
+    return written
 
 
 def open_corpus(path: Path) -> Corpus:

@@ -57,12 +57,14 @@ def as_record(row: Any, name: str, offset: int, options: Options, *, size: int =
             return
         parts.append(value)
     record: Record = {"text": "\n".join(parts), "offset": offset}
-    meta = {}
+    meta: dict[str, Any] = {}
     for key, value in row.items():
         if key in KNOWN and isinstance(value, str | int) and not isinstance(value, bool):
             record[key] = str(value)
         elif key == "encoding":
             record[key] = value
+        elif key == "meta" and isinstance(value, dict):
+            meta.update(value)
         elif key not in fields and value is not None and value != "":
             meta["origin" if key == "source" else key] = value
     record["meta"] = meta
