@@ -13,7 +13,15 @@ import xxhash
 from penjing import console
 from penjing.errors import ConfigError, InputError, Interrupted, fault
 from penjing.models import axes
-from penjing.models.checkpoint import Checkpoint, Output, from_float, stamp_of, to_float, write_checkpoint
+from penjing.models.checkpoint import (
+    MAX_SHARD_BYTES,
+    Checkpoint,
+    Output,
+    from_float,
+    stamp_of,
+    to_float,
+    write_checkpoint,
+)
 from penjing.models.family import Tensor
 from penjing.prune.plan import ARRAYS_FILE, PLAN_FILE, Operation, PruningPlan, header_hash, source_names, unit_sizes
 
@@ -27,6 +35,7 @@ def apply(
     *,
     check_content: bool = True,
     stop: Callable[[], bool] = lambda: False,
+    max_shard_bytes: int = MAX_SHARD_BYTES,
 ) -> None:
     """Cut `source` as the plan says and write it to `out`, with the plan, tokenizer and generation files beside the
     weights.
@@ -64,6 +73,7 @@ def apply(
             config=plan.target_config,
             tensors=outputs,
             source=source.path,
+            max_shard_bytes=max_shard_bytes,
             stamp=stamp_of(value, {key: xxhash.xxh3_128_hexdigest(array.data) for key, array in arrays.items()}),
             extra={PLAN_FILE: value},
         )

@@ -82,6 +82,8 @@ class Config(Settings):
     """Tokens in each."""
     measure: bool = True
     """With data: report the loss before and right after the cut."""
+    max_shard_gigabytes: float = Field(default=4.0, gt=0)
+    """Largest weight file of the result; an interrupted cut keeps the files it finished."""
     plan_only: bool = False
     """Write plan.json and stop; edit it and give it as the plan input of another prune stage. With `keep` a schedule of
     several stages to the same share is written beside it, in the shape of OpenBA-V2's table.
@@ -105,7 +107,7 @@ def run(config: Config, inputs: Inputs, out: Path, job: Job) -> dict[str, Any]:
                 figures["schedule"] = schedule(config, source.config)
                 write_json(out / "schedule.json", {"version": 1, "stages": figures["schedule"]})
             return figures
-        cut.apply(plan, source, out, stop=job.stop)
+        cut.apply(plan, source, out, stop=job.stop, max_shard_bytes=int(config.max_shard_gigabytes * 1e9))
         if samples and config.measure:
             figures["loss_before"] = depth.loss(_placed(config, source.path), samples)
             figures["loss_after"] = depth.loss(_placed(config, out), samples)

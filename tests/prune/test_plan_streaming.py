@@ -1,0 +1,90 @@
+"""Streaming, held to its promises in processes of their own: memory that does not grow, and kill -9 at any moment."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from penjing.files import hash_tree
+from penjing.models.checkpoint import Output, open_checkpoint, write_checkpoint
+from penjing.models.family import of
+
+pytestmark = pytest.mark.slow
+
+CUT = """
+import sys
+from pathlib import Path
+from penjing.contract import Job
+from penjing.stages import prune
+config = prune.Config(layers=0.75, hidden=768, ffn=2048, heads=12, seed=5, max_shard_gigabytes=0.02)
+prune.run(config, {"checkpoint": Path(sys.argv[1])}, Path(sys.argv[2]), Job())
+assert "torch" not in sys.modules
+text = Path("/proc/self/status").read_text()
+print(int(text.partition("VmHWM:")[2].split()[0]) // 1024)
+"""
+
+
+def _source(path: Path, layers: int) -> Path:
+    config = {
+        "model_type": "llama",
+        "vocab_size": 8000,
+        "hidden_size": 1024,
+        "num_hidden_layers": layers,
+        "num_attention_heads": 16,
+        "num_key_value_heads": 16,
+        "intermediate_size": 2816,
+        "tie_word_embeddings": False,
+    }
+    block = np.random.default_rng(0).integers(0, 1 << 15, 1 << 22, dtype=np.uint16)
+    outputs = []
+    for name, tensor in of(config).tensors(config).items():
+        bits = np.resize(block, tensor.shape)
+        outputs.append(Output(name, "BF16", tensor.shape, lambda bits=bits: [bits]))
+    write_checkpoint(path, config=config, tensors=outputs, max_shard_bytes=50_000_000)
+    return path
+
+
+def _run(source: Path, out: Path) -> int:
+    out.mkdir(exist_ok=True)
+    done = subprocess.run(
+        [sys.executable, "-c", CUT, str(source), str(out)],
+        capture_output=True,
+        text=True,
+        check=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+    return int(done.stdout.split()[-1])
+
+
+def test_memory_does_not_grow_with_the_model(tmp_path: Path) -> None:
+    small = _run(_source(tmp_path / "small", 2), tmp_path / "a")
+    large = _run(_source(tmp_path / "large", 16), tmp_path / "b")
+    assert large < small + 30 and large < 250
+
+
+def test_a_killed_cut_goes_on_to_the_same_bytes(tmp_path: Path) -> None:
+    source = _source(tmp_path / "source", 8)
+    _run(source, tmp_path / "whole")
+    out = tmp_path / "killed"
+    for shards in (1, 3):
+        out.mkdir(exist_ok=True)
+        process = subprocess.Popen(
+            [sys.executable, "-c", CUT, str(source), str(out)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        )
+        while len(list(out.glob("model-*.safetensors"))) < shards and process.poll() is None:
+            time.sleep(0.002)
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        if not (out / "config.json").exists():
+            assert len(list(out.glob("model-*.safetensors"))) >= shards
+    _run(source, out)
+    assert hash_tree(out) == hash_tree(tmp_path / "whole")
+    with open_checkpoint(out) as result:
+        assert of(result.config).sizes(result.config)["layers"] == 6
