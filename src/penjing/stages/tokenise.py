@@ -22,13 +22,13 @@ from pydantic import Field, field_validator
 from penjing import contract
 from penjing.config import Config as Settings
 from penjing.contract import Estimate, Inputs, Job
-from penjing.data.document import open_corpus
+from penjing.data.document import Corpus, open_corpus, shard_batches
 from penjing.data.engine import map_shards
 from penjing.errors import ConfigError, InputError, fault
 from penjing.files import hash_file
 from penjing.objectives.shards import ShardWriter, dtype_for, open_shard
 from penjing.objectives.tokens import file_name, write_manifest
-from penjing.tokenizer.encode import Encoder, load_encoder
+from penjing.tokenizer.encode import CHECKED_DOCUMENTS, Encoder, load_encoder
 
 VERSION = 1
 INPUTS = {"corpus": contract.CORPUS, "tokenizer": contract.TOKENIZER}
@@ -81,8 +81,9 @@ def run(config: Config, inputs: Inputs, out: Path, job: Job) -> dict[str, Any]:
     for stale in out.glob(".*.tmp"):
         stale.unlink()  # what a killed run was writing
     parts = out / _STATE / "parts"
+    _settle_engine(encoder, corpus)
     units = [{"name": f"{shard.stem}-{group:05d}", "shard": shard, "group": group, "tokenizer": inputs["tokenizer"],
-              "out": parts, "eos_id": eos_id, "vocab_size": encoder.vocab_size, "settings": config.model_dump()}
+              "engine": encoder.engine, "out": parts, "eos_id": eos_id, "vocab_size": encoder.vocab_size, "settings": config.model_dump()}
              for shard in corpus.shards for group in range(pq.ParquetFile(shard).num_row_groups)]
     results = map_shards(tokenise_part, units, job=job, label="tokenise", state=out / _STATE / "done")
     sources = _join(results, parts, out, encoder)
@@ -114,7 +115,7 @@ def price(config: Config, inputs: Mapping[str, Any]) -> Estimate:
 def tokenise_part(unit: dict[str, Any]) -> dict[str, Any]:
     """Tokenise one row group of one corpus shard into its own little shards; counts by source, kind and language."""
     config = Config(**unit["settings"])
-    encoder = _encoder(unit["tokenizer"], config.special_tokens)
+    encoder = _encoder(unit["tokenizer"], config.special_tokens, unit["engine"])
     folder = Path(unit["out"]) / unit["name"]
     shutil.rmtree(folder, ignore_errors=True)
     writers: dict[str, ShardWriter] = {}
@@ -150,7 +151,7 @@ def tokenise_part(unit: dict[str, Any]) -> dict[str, Any]:
         raise
     for writer in writers.values():
         writer.__exit__(None, None, None)
-    return {"name": unit["name"], "sources": counts, "languages": languages, "empty": empty, "notes": encoder.notes}
+    return {"name": unit["name"], "sources": counts, "languages": languages, "empty": empty}
 
 
 def _documents(unit: dict[str, Any], config: Config,
@@ -244,7 +245,7 @@ def _figures(results: list[dict[str, Any]], sources: Mapping[str, Mapping[str, A
         "languages": {lang: {"tokens": c["tokens"], "bytes": c["bytes"],
                              "bytes_per_token": c["bytes"] / c["tokens"] if c["tokens"] else None}
                       for lang, c in sorted(languages.items())},
-        "funnel": funnel, "notes": sorted({note for result in results for note in result["notes"]}),
+        "funnel": funnel, "notes": encoder.notes,
     }
 
 
@@ -263,6 +264,16 @@ def _eos(config: Config, encoder: Encoder) -> int:
     return int(ids[0])
 
 
+def _settle_engine(encoder: Encoder, corpus: Corpus) -> None:
+    """Let the encoder compare its engines on documents from all over the corpus, once, so that every part uses the same."""
+    shards = corpus.shards[:: max(len(corpus.shards) // 16, 1)][:16]
+    share = CHECKED_DOCUMENTS // max(len(shards), 1)
+    for shard in shards:
+        batch = next(shard_batches(shard, columns=["text"], rows=share), None)
+        if batch is not None:
+            encoder.encode_batch([(text or "")[:20000] for text in batch.column("text").to_pylist()])
+
+
 @lru_cache(maxsize=2)
-def _encoder(path: str, special_tokens: bool) -> Encoder:
-    return load_encoder(Path(path), special_tokens=special_tokens)
+def _encoder(path: str, special_tokens: bool, engine: str) -> Encoder:
+    return load_encoder(Path(path), special_tokens=special_tokens, engine=engine)

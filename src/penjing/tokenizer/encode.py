@@ -28,8 +28,8 @@ from penjing.files import open_text_bytes, read_json
 GPT2_PATTERN = (r"""'(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+""")
 """What the tokenizers library's ByteLevel pre-tokenizer splits by when `use_regex` is on."""
 
-CHECKED_DOCUMENTS = 64
-"""Documents of a run's beginning whose ids are compared with the tokenizers library's."""
+CHECKED_DOCUMENTS = 256
+"""The first documents that an encoder is given are compared with the tokenizers library's ids."""
 
 PROBE = (
     "Hello world! It's 2024, we'll've  spaces\tand\n\nlines \r\n  x = f(y)[3:-1]  # naïve café",
@@ -99,7 +99,8 @@ def load_encoder(path: Path, *, special_tokens: bool = True, threads: int = 1, e
     """The encoder of a tokenizer directory (or of one tokenizer.json / .model file, which may be gzipped).
 
     special_tokens: text that spells a special token (`<|endoftext|>`) becomes its id, as the libraries do; False
-    encodes it as ordinary text. threads: of tiktoken and tokenizers. engine: force one of the three (for measurements).
+    encodes it as ordinary text. threads: of tiktoken and tokenizers. engine: the one to use, unchecked (what an encoder of another process
+    found to be right).
     Raises InputError when there is no tokenizer or it is damaged.
     """
     folder = path if path.is_dir() else path.parent
@@ -155,8 +156,9 @@ def _from_json(file: Path, folder: Path, *, special_tokens: bool, threads: int, 
         raise InputError(fault("tiktoken cannot stand in for this tokenizer", where=file, expected="byte-level BPE"))
     bos, eos = _ends(folder, added, library.token_to_id)
     return Encoder(path=file, engine="tiktoken" if fast is not None else "tokenizers", vocab_size=size, eos_id=eos,
-                   bos_id=bos, special=added, _encode=fast or by_library, _check=by_library if fast is not None else
-                   None, _decode=lambda ids: str(library.decode(list(ids), skip_special_tokens=False)))
+                   bos_id=bos, special=added, _encode=fast or by_library,
+                   _check=by_library if fast is not None and engine is None else None,
+                   _decode=lambda ids: str(library.decode(list(ids), skip_special_tokens=False)))
 
 
 def _tiktoken(spec: dict[str, Any], by_library: Encode, *, special_tokens: bool, threads: int) -> Encode | None:
