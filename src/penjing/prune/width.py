@@ -70,21 +70,21 @@ def metric(name: str) -> Metric:
     return lookup.attribute(f"penjing.prune.importance:{name.replace('-', '_')}", what="importance metric")
 
 
-def data_metrics() -> list[str]:
-    """Names of the metrics in `prune/importance.py`, as users write them, read from its source without importing it."""
+def data_metrics() -> dict[str, str]:
+    """The metrics in `prune/importance.py` as users write them, with their first lines, read without importing them."""
     import ast
 
     file = Path(__file__).with_name("importance.py")
     if not file.is_file():
-        return []
+        return {}
     tree = ast.parse(file.read_text(encoding="utf-8"))
-    return [
-        node.name.replace("_", "-")
+    return {
+        node.name.replace("_", "-"): (ast.get_docstring(node) or "").partition("\n")[0]
         for node in tree.body
         if isinstance(node, ast.FunctionDef)
         and not node.name.startswith("_")
         and [argument.arg for argument in node.args.args[:2]] == ["context", "units"]
-    ]
+    }
 
 
 def random(context: Context, units: Mapping[str, int]) -> Scores:

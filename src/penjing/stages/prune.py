@@ -145,7 +145,7 @@ def price(config: Config, inputs: Mapping[str, Estimate]) -> Estimate:
 def importance_names() -> list[tuple[str, str]]:
     """(name, first line of its docstring) of every importance metric, without importing the ones that need torch."""
     found = [("random", _first_line(width.random.__doc__)), ("magnitude", _first_line(width.magnitude.__doc__))]
-    return found + [(name, "see penjing.prune.importance") for name in width.data_metrics()]
+    return found + list(width.data_metrics().items())
 
 
 def schedule(config: Config, model: Mapping[str, Any]) -> list[dict[str, Any]]:
