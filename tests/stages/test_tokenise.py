@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import json
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -141,3 +145,35 @@ def test_price_follows_the_corpus():
     found = tokenise.price(tokenise.Config(), {"corpus": Estimate(text_bytes=3.6e9, documents=10),
                                               "tokenizer": Estimate(vocab_size=32000)})
     assert found.tokens == pytest.approx(1e9) and found.documents == 10 and found.disk_bytes == pytest.approx(4e9)
+
+
+KILLED = """
+import sys
+from pathlib import Path
+from penjing.contract import Job
+from penjing.stages import tokenise
+corpus, tokenizer, out = map(Path, sys.argv[1:])
+tokenise.run(tokenise.Config(), {"corpus": corpus, "tokenizer": tokenizer}, out, Job(workers=1))
+"""
+
+
+@pytest.mark.slow
+def test_a_killed_run_resumes_to_the_same_bytes(tmp_path, tokenizer):
+    with CorpusWriter(tmp_path / "corpus", provenance={}) as writer:
+        for part in range(12):
+            rows = [{"id": f"{part}-{i}", "source": f"s{i % 3}", "text": TEXTS[i % 3] * 40, "lang": "en", "meta": {}}
+                    for i in range(1500)]
+            writer.write(documents(rows), f"part-{part:05d}")
+    run(tmp_path / "whole", tmp_path / "corpus", tokenizer)
+    for kills, parts in enumerate((1, 5, 11), 1):
+        out = tmp_path / f"cut{kills}"
+        out.mkdir()
+        child = subprocess.Popen([sys.executable, "-c", KILLED, str(tmp_path / "corpus"), str(tokenizer), str(out)])
+        deadline = time.monotonic() + 120
+        while len(list((out / "state").rglob("part-*.json"))) < parts and child.poll() is None and time.monotonic() < deadline:
+            time.sleep(0.002)
+        child.send_signal(signal.SIGKILL)
+        assert child.wait() == -signal.SIGKILL or kills > 1
+        run(out, tmp_path / "corpus", tokenizer)
+        assert hash_tree(out, ignore=VOLATILE) == hash_tree(tmp_path / "whole", ignore=VOLATILE)
+        assert not (out / "state").exists()
