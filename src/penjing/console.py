@@ -32,7 +32,7 @@ def say(text: str) -> None:
     if _quiet:
         return
     if _live is not None:
-        _live.console.print(text, highlight=False, markup=False)
+        _live.console.print(text, highlight=False, markup=False, soft_wrap=True)
     else:
         print(text, file=sys.stderr, flush=True)
 
