@@ -15,7 +15,7 @@ from penjing.data.document import CorpusWriter, documents
 from penjing.errors import ConfigError, InputError, Interrupted
 from penjing.files import hash_tree, read_json
 from penjing.models import tiny
-from penjing.models.checkpoint import load_model, open_checkpoint
+from penjing.models.checkpoint import load_model, open_checkpoint, save_model
 from penjing.models.cost import count_parameters
 from penjing.prune import depth
 from penjing.stages import prune
@@ -147,6 +147,14 @@ def test_original_layer_numbers_follow_the_history(stories: Path, tmp_path: Path
     assert [item["layers"]["layers"] for item in read_json(tmp_path / "two" / "plan.json")["history"]] == ["0,2-4"]
     with pytest.raises(ConfigError, match=r"layer 1 of the original model is not in this one"):
         cut(tmp_path / "two", tmp_path / "three", drop_layers=[1], layer_numbers="original")
+
+
+def test_the_history_survives_training_between_two_cuts(stories: Path, tmp_path: Path) -> None:
+    cut(stories, tmp_path / "one", drop_layers=[1])
+    save_model(load_model(tmp_path / "one"), tmp_path / "trained", tokenizer_from=tmp_path / "one")
+    figures = cut(tmp_path / "trained", tmp_path / "two", drop_layers=[3], layer_numbers="original")
+    assert figures["layers_dropped"] == {"layers": [2]}
+    assert len(read_json(tmp_path / "two" / "plan.json")["history"]) == 1
 
 
 def test_keep_finds_sizes_near_the_share(stories: Path, tmp_path: Path) -> None:

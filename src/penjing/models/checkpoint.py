@@ -51,6 +51,7 @@ COMPANIONS = (
     "*.py",
     "preprocessor_config.json",
     "added_tokens.json",
+    "plan.json",
 )
 """Files that belong to a checkpoint and are not weights or config.json; they are copied as they are."""
 
