@@ -95,12 +95,13 @@ def build(model_type: str, settings: dict[str, Any], *, seed: int = 0) -> Any:
     if settings.get("tie_word_embeddings") is False and model_type in ("t5", "mt5", "umt5"):
         model.lm_head.weight = torch.nn.Parameter(model.lm_head.weight.detach().clone())
     noise = torch.Generator().manual_seed(seed)
+    scale = 0.5 if model_type in ("t5", "mt5", "umt5") else 1.0  # T5 does not divide scores by the root of head_dim
     with torch.no_grad():
         for parameter in model.parameters():
             if parameter.dim() == 1:
                 parameter += 0.3 * torch.randn(parameter.shape, generator=noise)
             else:
-                parameter.copy_(torch.randn(parameter.shape, generator=noise) * 0.5 * parameter.shape[-1] ** -0.5)
+                parameter.copy_(torch.randn(parameter.shape, generator=noise) * scale * parameter.shape[-1] ** -0.5)
     return model
 
 
