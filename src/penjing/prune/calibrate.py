@@ -112,6 +112,7 @@ def calibrate(path: str | Path, samples: Samples, *, rows: int = 8, streamed: bo
     with console.bar("calibrate", total=len(stops), unit="layers") as bar, \
             Passes(model.model, model.forward, batches, stops) as passes, hooked(taken.hooks()):
         passes.to(stops[0])
+        model.release_embeddings()
         for place, layer in enumerate(stops):
             if job.stop():
                 raise Interrupted("stopped while calibrating; the same command measures again from the start")
@@ -275,6 +276,7 @@ class _Statistics:
 
     def finish(self) -> None:
         """The scores that need the whole pass: those of hidden, and the stream's covariance."""
+        self.model.load_head()
         head = self.model.model.get_output_embeddings()
         last = [name for name in self.norms if self.model.table[name].layer is None]
         if head is not None and last:

@@ -43,7 +43,10 @@ class Layered:
         self.streamed = weights > RESIDENT_BYTES if streamed is None else streamed
         self.model = _shell(self.config)
         self._names = self._same_weights()
-        self._set(name for name, tensor in self.table.items() if tensor.layer is None)
+        self.head = next((item.name for item in self.family.vocab_tensors(self.config) if item.role == "output"), None)
+        """The head's weight, where it is a weight of its own."""
+        late = self.head if self.streamed and self.model.base_model is not self.model else None
+        self._set(name for name, tensor in self.table.items() if tensor.layer is None and name != late)
         if not self.streamed:
             self._set(name for name, tensor in self.table.items() if tensor.layer is not None)
         left = [] if self.streamed else [n for n, p in self.model.named_parameters() if p.is_meta]
@@ -72,9 +75,18 @@ class Layered:
     def release(self, layer: str) -> None:
         """Give a layer's memory back."""
         if self.streamed:
-            for name in self.table:
-                if name.startswith(f"{layer}."):
-                    self._put(name, torch.empty(self.table[name].shape, device="meta"))
+            self._drop(name for name in self.table if name.startswith(f"{layer}."))
+
+    def release_embeddings(self) -> None:
+        """Give the embeddings' memory back, once every pass is beyond them; a tied head that passes need at their end stays."""
+        if self.streamed and self.model.base_model is not self.model:
+            self._drop(name for name, tensor in self.table.items() if tensor.kind == "embedding")
+
+    def load_head(self) -> None:
+        """Read the head, when it is not there; of a tied model the embedding."""
+        self._set(name for name, tensor in self.table.items()
+                  if (name == self.head or (self.head is None and tensor.kind == "embedding"))
+                  and self.module(name).weight.is_meta)
 
     def module(self, weight: str) -> Any:
         """The module that holds a weight."""
@@ -85,6 +97,10 @@ class Layered:
         body = self.model.base_model
         out = body(**batch, use_cache=False)
         return out.logits if body is self.model else out.last_hidden_state
+
+    def _drop(self, names: Iterable[str]) -> None:
+        for name in names:
+            self._put(name, torch.empty(self.table[name].shape, device="meta"))
 
     def _same_weights(self) -> dict[str, list[str]]:
         """Weight of the table -> all names under which the model has it; a head of its own is split off even where the

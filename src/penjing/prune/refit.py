@@ -112,7 +112,7 @@ class _Fit:
         self.student = _Side(student, batches, [_module(name) for name in [*map(new_name.__getitem__, self.norms), *writers]])
         self.writers = writers_of(student)
         self.found: dict[str, np.ndarray] = {}
-        self._waiting: dict[str, tuple[str, torch.Tensor, torch.Tensor]] = {}
+        self._waiting: dict[str, tuple[str, torch.Tensor, torch.Tensor, float]] = {}
 
     def _gaps(self, order: Sequence[str]) -> list[list[str]]:
         """The writers that stay, between each norm that stays and the next."""
@@ -133,6 +133,12 @@ class _Fit:
             for place, norm in enumerate(self.norms):
                 stream: dict[int, torch.Tensor] = {}
                 self.student.to(self.new_name[norm], stream.__setitem__)
+                if place == 0:
+                    self.teacher.model.release_embeddings()
+                    self.student.model.release_embeddings()
+                if place + 1 == len(self.norms):
+                    self.teacher.model.load_head()
+                    self.student.model.load_head()
                 if readers:
                     self._fit_readers(norm, full, stream)
                 if place + 1 < len(self.norms):
@@ -158,22 +164,23 @@ class _Fit:
             gram_kk = _sum(gram_kk, x_Tk.T @ x_Tk)
             cross_Dk = _sum(cross_Dk, x_TD.T @ x_Tk)
         assert gram_kk is not None and cross_Dk is not None
+        factor_kk, weight = _factor(gram_kk, self.ridge / self.tokens)
         for old in self.calibration.readers[norm]:
             if old not in self.new_name and not self._is_head(old):
                 continue
             new = self.new_name.get(old, old)
-            self._waiting[old] = (new, gram_kk, cross_Dk)
+            self._waiting[old] = (new, factor_kk, cross_Dk, weight)
         self._fit_waiting()
 
     def _fit_waiting(self) -> None:
         """Fit the readers whose layers are in memory: cross-attention reads the encoder's end long before it runs."""
-        for old, (new, gram_kk, cross_Dk) in list(self._waiting.items()):
+        for old, (new, factor_kk, cross_Dk, weight) in list(self._waiting.items()):
             sides = ((self.teacher, old), (self.student, new))
             if not any(side.model.module(name).weight.is_meta for side, name in sides):
-                self._fit_reader(new, old, gram_kk, cross_Dk)
+                self._fit_reader(new, old, factor_kk, cross_Dk, weight)
                 del self._waiting[old]
 
-    def _fit_reader(self, new: str, old: str, gram_kk: torch.Tensor, cross_Dk: torch.Tensor) -> None:
+    def _fit_reader(self, new: str, old: str, factor_kk: torch.Tensor, cross_Dk: torch.Tensor, weight: float) -> None:
         weight_OD = _as_linear(self.teacher.model, old).to(cross_Dk.dtype)
         table = self.plan.family.tensors(self.plan.source_config)
         if old in table:
@@ -182,7 +189,7 @@ class _Fit:
             weight_OD = weight_OD if rows is None else weight_OD[torch.from_numpy(rows)]
         scale = head_factor(self.plan) if table.get(old) is None or table[old].layer is None else 1.0
         target_Ok = scale * weight_OD @ cross_Dk
-        self._set(new, _solve(gram_kk, target_Ok, _as_linear(self.student.model, new), self.ridge / self.tokens))
+        self._set(new, _solve(factor_kk, target_Ok, _as_linear(self.student.model, new), weight))
 
     def _is_head(self, name: str) -> bool:
         """A tied head is not fitted: it would change the input embedding too. An untied one is."""
@@ -237,7 +244,9 @@ class _Fit:
                 gram_FF = _sum(gram_FF, a_TF.T @ a_TF)
                 cross_kF = _sum(cross_kF, (target_Tk - bias).T @ a_TF)
             assert gram_FF is not None and cross_kF is not None
-            self._set(new, _solve(gram_FF, cross_kF, _as_linear(self.student.model, new), self.ridge / self.tokens))
+            factor_FF, weight = _factor(gram_FF, self.ridge / self.tokens)
+            del gram_FF
+            self._set(new, _solve(factor_FF, cross_kF, _as_linear(self.student.model, new), weight))
             for number, value in inputs.items():
                 before[number] = before[number] + _flat(module(value))
 
@@ -248,14 +257,17 @@ class _Fit:
         self.found[new] = weight.numpy()
 
 
-def _solve(gram_FF: torch.Tensor, cross_OF: torch.Tensor, old_OF: torch.Tensor, ridge: float) -> torch.Tensor:
-    """W of least sum |W x - y|^2 + ridge * sum |x|^2 * |W - old|^2 over the text, float32."""
+def _factor(gram_FF: torch.Tensor, ridge: float) -> tuple[torch.Tensor, float]:
+    """Cholesky factor of gram + w I and w = ridge * trace(gram); `gram_FF` is used up."""
     weight = ridge * float(gram_FF.diagonal().sum())
+    gram_FF.diagonal().add_(weight)
+    return torch.linalg.cholesky(gram_FF), weight
+
+
+def _solve(factor_FF: torch.Tensor, cross_OF: torch.Tensor, old_OF: torch.Tensor, weight: float) -> torch.Tensor:
+    """W of least sum |W x - y|^2 + weight * |W - old|^2 over the text, float32; cross is sum y x^T."""
     right_OF = cross_OF + weight * old_OF.to(cross_OF.dtype)
-    left_FF = gram_FF.clone()
-    left_FF.diagonal().add_(weight)
-    factor = torch.linalg.cholesky(left_FF)
-    return torch.cholesky_solve(right_OF.T, factor).T.float()
+    return torch.cholesky_solve(right_OF.T, factor_FF).T.float()
 
 
 def _sum(total: torch.Tensor | None, part: torch.Tensor) -> torch.Tensor:
