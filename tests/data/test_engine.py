@@ -149,6 +149,21 @@ def _alive(pid: int) -> bool:
         return False
 
 
+def sleep(unit: dict) -> int:
+    """Hangs on n = 1 without using the processor."""
+    if unit["n"] == 1:
+        time.sleep(300)
+    return unit["n"]
+
+
+def test_a_hung_unit_is_reported_and_given_up(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr("penjing.data.engine_local.REPORT_IDLE_SECONDS", 0.3)
+    monkeypatch.setattr("penjing.data.engine_local.GIVE_UP_SECONDS", 2.0)
+    with pytest.raises(PenjingError, match="on unit 'u1', 2 times"):
+        map_shards(sleep, units(3), job=Job(workers=2), label="work")
+    assert "work: unit 'u1' has used no processor time for" in capsys.readouterr().err
+
+
 def test_unknown_engine() -> None:
     with pytest.raises(ConfigError, match="unknown engine 'rya'; expected one of local, thread, ray, slurm; "
                                           "did you mean 'ray'"):
