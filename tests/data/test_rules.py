@@ -234,3 +234,9 @@ def test_any_text_goes_through_the_whole_table(texts: list[str], lang: str) -> N
     assert all(np.isfinite(values).all() for values in done.stats.values())
     if lang == "":
         assert done.texts.to_pylist() == texts and done.keep.all()
+
+
+def test_a_share_exactly_at_its_bound_is_not_beyond_it() -> None:
+    rule = next(rule for rule in rules.load("gopher").rules if rule.id == "dup_para_frac")
+    shares = np.array([3 / 10, 0.300001, 0.299999], np.float32)
+    assert rule.fires(shares, "en").tolist() == [False, True, False]

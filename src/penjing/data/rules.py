@@ -55,9 +55,10 @@ class Rule:
         bound = self.bounds.get(lang)
         if bound is None:
             return np.zeros(len(values), bool)
-        if isinstance(bound, tuple):
-            return np.asarray((values < bound[0]) | (values > bound[1]))
-        return np.asarray(_TESTS[self.test](values, np.float64(bound)))
+        kind = values.dtype.type if values.dtype.kind == "f" else np.float64
+        if isinstance(bound, tuple):  # compared in the precision of the values: 3 of 10 is not more than 0.3
+            return np.asarray((values < kind(bound[0])) | (values > kind(bound[1])))
+        return np.asarray(_TESTS[self.test](values, kind(bound)))
 
     def bound_text(self, lang: str) -> str:
         """The bound as reports show it: `< 200`."""
