@@ -186,8 +186,18 @@ _PLAIN_RANGES = ((0x3400, 0x4DBF), (0x4E00, 0x9FFF), (0xAC00, 0xD7A3), (0x20000,
 """Han and Hangul characters that no form of normalisation changes here, only the table of simplified characters."""
 
 
+def _single_flags() -> bytearray:
+    flags = bytearray(0x110000)
+    for low, high in _SINGLE_RANGES:
+        flags[low : high + 1] = b"\1" * (high + 1 - low)
+    return flags
+
+
+_SINGLE_FLAGS = _single_flags()
+
+
 def _is_single(code: int) -> bool:
-    return any(low <= code <= high for low, high in _SINGLE_RANGES)
+    return _SINGLE_FLAGS[code] == 1
 
 
 def _vanishes(code: int) -> bool:

@@ -18,7 +18,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from penjing.data.dedup.paragraph import SEPARATORS, without
-from penjing.data.document import DROPPED_SCHEMA, ShardWriter, shard_batches, tally
+from penjing.data.document import DROPPED_SCHEMA, ShardWriter, count, shard_batches, tally
 
 VERDICT_SCHEMA = pa.schema(
     [("rule", pa.string()), ("value", pa.float64()), ("bound", pa.string()), ("kept", pa.string())]
@@ -93,21 +93,24 @@ def _edit(
 
 
 def count_batch(funnel: dict[str, Any], table: pa.Table, verdicts: pa.Table) -> None:
-    """Add a batch of documents and their verdicts to a funnel."""
-    langs = pc.fill_null(table.column("lang").cast(pa.string()), "").to_pylist()
-    sizes = pc.fill_null(pc.binary_length(table.column("text")), 0).to_pylist()
-    rules = verdicts.column("rule").to_pylist()
-    for row, (lang, size, rule) in enumerate(zip(langs, sizes, rules, strict=True)):
-        tally(funnel["in"], lang, 1, size)
-        if rule is None:
-            tally(funnel["out"], lang, 1, size)
-            continue
-        tally(funnel["dropped"], rule, 1, size)
-        if sum(1 for sample in funnel["samples"] if sample["rule"] == rule) < SAMPLES:
-            sample = {name: verdicts.column(name)[row].as_py() for name in ("value", "bound", "kept")}
+    """Add a batch of documents and their verdicts to a funnel: `in`, `dropped` and samples (`out` is what was written)."""
+    for lang, item in count(table).languages.items():
+        tally(funnel["in"], lang, item["documents"], item["bytes"])
+    sizes = pc.fill_null(pc.binary_length(table.column("text")), 0)
+    seen: dict[str, int] = {}
+    for sample in funnel["samples"]:
+        seen[sample["rule"]] = seen.get(sample["rule"], 0) + 1
+    rules = verdicts.column("rule")
+    for row in np.flatnonzero(pc.is_valid(rules).to_numpy(zero_copy_only=False)).tolist():
+        rule = rules[row].as_py()
+        tally(funnel["dropped"], rule, 1, sizes[row].as_py())
+        seen[rule] = seen.get(rule, 0) + 1
+        if seen[rule] <= SAMPLES:
+            why = {name: verdicts.column(name)[row].as_py() for name in ("value", "bound", "kept")}
             text = (table.column("text")[row].as_py() or "")[:_SAMPLE_CHARACTERS]
+            lang = table.column("lang")[row].as_py() or ""
             funnel["samples"].append(
-                {"id": table.column("id")[row].as_py(), "lang": lang, "rule": rule, **sample, "text": text}
+                {"id": table.column("id")[row].as_py(), "lang": lang, "rule": rule, **why, "text": text}
             )
 
 
