@@ -234,9 +234,10 @@ class _Cutter:
         of_document = document[found.line]
         cut = np.zeros(len(found.line), bool)
         self._judge(rules, "sentence", np.ones(len(cut), bool), self.langs[of_document], of_document, cut, found)
-        for line in np.unique(found.line[cut]).tolist():
-            low, high = np.searchsorted(found.line, line), np.searchsorted(found.line, line, side="right")
-            self._pieces[line] = [(int(found.starts[i]), int(found.ends[i])) for i in range(low, high) if not cut[i]]
+        hit = np.unique(found.line[cut])
+        low, high = np.searchsorted(found.line, hit), np.searchsorted(found.line, hit, side="right")
+        for line, first, last in zip(hit.tolist(), low.tolist(), high.tolist(), strict=True):
+            self._pieces[line] = [(int(found.starts[i]), int(found.ends[i])) for i in range(first, last) if not cut[i]]
 
     def _edit(self, rules: Sequence[Rule], left: Bools, line_langs: npt.NDArray[Any], document: npt.NDArray[np.int64]) -> None:
         if not rules:
