@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import transformers
@@ -17,6 +18,7 @@ from penjing.files import hash_tree, read_json
 from penjing.models import tiny
 from penjing.models.checkpoint import load_model, open_checkpoint, save_model
 from penjing.models.cost import count_parameters
+from penjing.objectives.tokens import write_tokens
 from penjing.prune import depth
 from penjing.stages import prune
 
@@ -127,6 +129,20 @@ def test_data_drives_depth_and_reports_the_loss(stories: Path, tmp_path: Path) -
         losses[rule] = figures["loss_after"]
         assert figures["loss_before"] < 2.0 < figures["loss_after"]
     assert losses["best"] <= losses["spaced"]
+
+
+def test_tokens_calibrate_too_and_foreign_ones_are_refused(stories: Path, tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    for name, vocab in (("own", 512), ("foreign", 900)):
+        documents = [[rng.integers(3, vocab, 90)] for _ in range(20)]
+        write_tokens(tmp_path / name, {"a": documents}, vocab_size=vocab, eos_id=2)
+    settings = {"layers": 4, "depth_rule": "block-influence", "calibration_samples": 3, "calibration_length": 32}
+    figures = cut(stories, tmp_path / "out", **settings, inputs={"tokens": tmp_path / "own"})
+    assert figures["loss_after"] > 0 and len(figures["layers_dropped"]["layers"]) == 1
+    with pytest.raises(
+        InputError, match=r"calibration tokens are of another tokenizer; found id \d+; expected ids below the model's 512"
+    ):
+        cut(stories, tmp_path / "bad", **settings, inputs={"tokens": tmp_path / "foreign"})
 
 
 def test_a_written_plan_may_be_edited_and_applied(stories: Path, tmp_path: Path) -> None:
