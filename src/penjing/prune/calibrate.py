@@ -258,12 +258,12 @@ class _Statistics:
         for name, (unit, size, input_dim) in self.writers.items():
             if not name.startswith(f"{layer}."):
                 continue
-            weight = _matrix(self.model, name, input_dim).double()
+            weight = _matrix(self.model, name, input_dim)
             if f"{name}:square" in self._sums:
-                energy = self._sums[f"{name}:square"] / self._counts[f"{name}:square"] * weight.square().sum(0).numpy()
+                energy = self._sums[f"{name}:square"] / self._counts[f"{name}:square"] * _column_squares(weight)
             else:
                 gram_HCC = torch.from_numpy(self._sums.pop(f"{name}:gram")) / self._counts[f"{name}:gram"]
-                weight_HDC = weight.reshape(len(weight), size, -1).transpose(0, 1)
+                weight_HDC = weight.double().reshape(len(weight), size, -1).transpose(0, 1)
                 energy = torch.einsum("hdc,hce,hde->h", weight_HDC, gram_HCC, weight_HDC).numpy()
             self._score(unit, "output_energy", energy)
             self._score(unit, "activation", np.sqrt(self._sums.pop(f"{name}:activation")))
@@ -293,7 +293,7 @@ class _Statistics:
     def _read_energy(self, norm: str, weight_OD: torch.Tensor) -> None:
         square = self._sums[f"{norm}:square"] / self._counts[f"{norm}:square"]
         gamma = self.model.module(norm).weight.double().numpy()
-        columns = weight_OD.square().sum(0).double().numpy()
+        columns = _column_squares(weight_OD)
         # the share of each projection's output that a place of the stream carries, so that all projections count alike
         energy = square * gamma**2 * columns
         self._score("hidden", "output_energy", energy / energy.sum())
@@ -321,6 +321,11 @@ def writers_of(model: Layered) -> dict[str, tuple[str, int, int]]:
             size = model.family.sizes(model.config)[model.family.size_of_unit(names[0])]
             found[name] = (names[0], size, input_dim)
     return found
+
+
+def _column_squares(weight_OI: torch.Tensor) -> np.ndarray:
+    """Sum of squares of each column, float64, without a copy of the weight."""
+    return torch.linalg.vector_norm(weight_OI, dim=0, dtype=torch.float64).square().numpy()
 
 
 def _matrix(model: Layered, name: str, input_dim: int | None) -> torch.Tensor:
