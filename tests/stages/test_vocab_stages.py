@@ -135,6 +135,7 @@ def test_plan_only_writes_a_plan_that_gives_the_same_checkpoint(shared: Path, co
     assert hash_tree(tmp_path / "model", ignore=ignore) == hash_tree(grown[0], ignore=ignore)
 
 
+@pytest.mark.slow
 def test_resumed_growth_is_byte_for_byte_the_same(shared: Path, corpus: Path, grown: tuple[Path, dict[str, Any]],
                                                   tmp_path: Path) -> None:
     inputs = {"checkpoint": shared / "models" / "stories260K", "corpus": corpus}
@@ -211,6 +212,7 @@ def test_curve_trades_rows_for_tokens(grown: tuple[Path, dict[str, Any]], corpus
     assert (tmp_path / "curve.svg").read_text().count("<polyline") == 7
 
 
+@pytest.mark.slow
 def test_beginnings_of_rows_are_measured_before_training(shared: Path, corpus: Path, tmp_path: Path) -> None:
     inputs = {"checkpoint": shared / "models" / "stories260K", "corpus": corpus}
     figures = run(grow_vocab, inputs, tmp_path, size=700, measure_inits=["position", "uniform"], measure_characters=600,

@@ -29,6 +29,15 @@ def test_merge_without_its_piece(tmp_path: Path) -> None:
         read_vocabulary(write(tmp_path, model))
 
 
+def test_list_of_merges_cut_short(shared: Path, tmp_path: Path) -> None:
+    source = shared / "tokenizers" / "gpt2_50k"
+    (tmp_path / "vocab.json").write_bytes((source / "vocab.json").read_bytes())
+    lines = (source / "merges.txt").read_text(encoding="utf-8").split("\n")
+    (tmp_path / "merges.txt").write_text("\n".join(lines[:30_001]), encoding="utf-8")
+    with pytest.raises(InputError, match="merges are missing; found 30000 merges, and 20000 pieces that none of them makes"):
+        read_vocabulary(tmp_path)
+
+
 def test_two_pieces_with_one_id(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="two pieces share one id; found 3 pieces; expected 3 different ids, not 2"):
         read_vocabulary(write(tmp_path, {"type": "BPE", "vocab": {"a": 0, "b": 1, "c": 1}, "merges": []}))

@@ -67,6 +67,7 @@ def test_empty_corpus_is_refused(shared: Path, tmp_path: Path) -> None:
         count_corpus(shared / "models" / "stories260K", tmp_path / "empty", job=Job(), state=tmp_path / "state")
 
 
+@pytest.mark.slow
 def test_every_shared_tokenizer_is_read(shared: Path, vocabulary: Callable[[str], Vocabulary]) -> None:
     sizes = {"bert_zh_21k": ("wordpiece", 21128), "chinese_llama_alpaca2_55k": ("sentencepiece-bpe", 55296),
              "chinese_sp_20k": ("unigram", 20000), "glm_chinese_50k": ("sentencepiece-bpe", 50000), "gpt2_50k": ("byte-bpe", 50257),

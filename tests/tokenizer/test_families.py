@@ -18,7 +18,7 @@ from penjing.tokenizer.plan import VocabPlan
 from penjing.tokenizer.prune import plan_pruning
 from penjing.tokenizer.read import read_vocabulary
 
-DEFAULT = ["llama", "llama-tied-biased", "gpt2", "bloom", "t5", "mt5-own-head", "openba"]
+DEFAULT = ["llama-tied-biased", "gpt2", "mt5-own-head", "openba"]
 ROWS = 520
 """The tokenizer has 512 ids; the rest is padding."""
 

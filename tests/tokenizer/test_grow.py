@@ -15,7 +15,7 @@ from penjing.tokenizer.grow import Wish, plan_growth
 from penjing.tokenizer.merges import merge_tree
 from penjing.tokenizer.plan import NewPiece
 from penjing.tokenizer.runs import runs_in
-from penjing.tokenizer.vocabulary import Vocabulary
+from penjing.tokenizer.vocabulary import UNKNOWN, Vocabulary
 from penjing.tokenizer.write import fast_tokenizer
 
 Vocabularies = Callable[[str], Vocabulary]
@@ -25,27 +25,42 @@ def encode(vocabulary: Vocabulary, texts: list[str]) -> list[list[int]]:
     return [item.ids for item in fast_tokenizer(vocabulary).encode_batch_fast(texts, add_special_tokens=False)]
 
 
+def one_unknown(ids: list[int], unknown: set[int]) -> list[int]:
+    """Neighbouring unknown characters are one unknown piece."""
+    return [index for at, index in enumerate(ids) if index not in unknown or at == 0 or ids[at - 1] != index]
+
+
 def runs(texts: list[str], kind: str) -> list[tuple[str, int]]:
     return sorted(runs_in(texts, kind).items(), key=lambda item: (-item[1], item[0]))
 
 
-@pytest.mark.parametrize("name", ["llama2_32k", "llama_hf_32k", "gpt2_50k", "gpt_neox_50k"])
-@pytest.mark.parametrize("kind", ["characters", "words", "all"])
+def cases() -> list[object]:
+    """Every kind of growth on every kind of file; two of them by default, the rest with the slow tests."""
+    default = {("llama2_32k", "words"), ("gpt2_50k", "all")}
+    names = ("llama2_32k", "llama_hf_32k", "gpt2_50k", "gpt_neox_50k", "qwen_151k", "glm_chinese_50k", "chinese_llama_alpaca2_55k")
+    return [pytest.param(name, kind, marks=() if (name, kind) in default else pytest.mark.slow)
+            for name in names for kind in ("characters", "words", "all")
+            if kind != "characters" or name in ("llama2_32k", "llama_hf_32k", "gpt2_50k", "gpt_neox_50k")]
+
+
+@pytest.mark.parametrize(("name", "kind"), cases())
 def test_expanding_new_ids_gives_exactly_the_old_ids(name: str, kind: str, vocabulary: Vocabularies, zh: list[str],
                                                      characters: np.ndarray, held_out: list[str]) -> None:
     old = vocabulary(name)
     chosen_on = zh[:300] + held_out[300:500]
     plan = plan_growth(old, characters, runs(chosen_on, kind), Wish(old.total + 1500, kind))  # type: ignore[arg-type]
     new = build(old, plan)
-    assert len(plan.new) == 1500
+    assert len(plan.new) >= 1400
     expansion = plan.old_ids_of()
     before, after = encode(old, held_out), encode(new, held_out)
     assert sum(map(len, after)) < sum(map(len, before))
+    unknown = {index for index in range(len(old)) if old.types_V[index] == UNKNOWN}
     for own, grown in zip(before, after, strict=True):
-        assert [index for new_id in grown for index in expansion[new_id]] == own
+        expanded = [index for new_id in grown for index in expansion[new_id]]
+        assert one_unknown(expanded, unknown) == one_unknown(own, unknown)
 
 
-@pytest.mark.parametrize("kind", ["characters", "words"])
+@pytest.mark.parametrize("kind", ["characters", pytest.param("words", marks=pytest.mark.slow)])
 def test_english_and_code_keep_their_ids_when_chinese_is_added(kind: str, vocabulary: Vocabularies, zh: list[str],
                                                                characters: np.ndarray, held_out: list[str]) -> None:
     old = vocabulary("llama2_32k")
@@ -56,16 +71,15 @@ def test_english_and_code_keep_their_ids_when_chinese_is_added(kind: str, vocabu
 
 
 def test_no_new_piece_is_unreachable(vocabulary: Vocabularies, zh: list[str], characters: np.ndarray) -> None:
-    for name in ("llama2_32k", "gpt2_50k"):
-        old = vocabulary(name)
-        new = build(old, plan_growth(old, characters, runs(zh, "words"), Wish(old.total + 2000, "words")))
-        assert merge_tree(new).reachable_V.all()
+    old = vocabulary("gpt2_50k")
+    new = build(old, plan_growth(old, characters, runs(zh[:300], "words"), Wish(old.total + 1000, "words")))
+    assert merge_tree(new).reachable_V.all()
 
 
 def test_model_and_json_agree_and_text_survives(vocabulary: Vocabularies, zh: list[str], characters: np.ndarray,
                                                 held_out: list[str]) -> None:
     old = vocabulary("llama2_32k")
-    new = build(old, plan_growth(old, characters, runs(zh, "words"), Wish(old.total + 2000, "words")))
+    new = build(old, plan_growth(old, characters, runs(zh[:300], "words"), Wish(old.total + 1000, "words")))
     processor = sentencepiece.SentencePieceProcessor(model_proto=new.proto)
     from_model = processor.encode(held_out)
     assert from_model == encode(new, held_out)

@@ -58,7 +58,7 @@ class Config(Settings):
 def run(config: Config, inputs: Inputs, out: Path, job: Job) -> dict[str, Any]:
     """Write the grown checkpoint into `out`; figures before and after."""
     from penjing.tokenizer.apply import Rows
-    from penjing.tokenizer.change import change_vocabulary, languages_of, similar_tokens
+    from penjing.tokenizer.change import change_vocabulary, forget, languages_of, similar_tokens
     from penjing.tokenizer.count import Counts
     from penjing.tokenizer.grow import Wish, plan_growth
     from penjing.tokenizer.plan import VocabPlan, fits, read_plan
@@ -90,6 +90,7 @@ def run(config: Config, inputs: Inputs, out: Path, job: Job) -> dict[str, Any]:
                                       rows=rows)
     if config.measure_inits and not config.plan_only:
         figures["initial_bits_per_character"] = _measure(config, inputs["checkpoint"], corpus, plan, out / "state", rows, job)
+    forget(out / "state")
     return figures
 
 

@@ -48,7 +48,7 @@ class Config(Settings):
 def run(config: Config, inputs: Inputs, out: Path, job: Job) -> dict[str, Any]:
     """Write the pruned checkpoint into `out`; figures before and after."""
     from penjing.tokenizer.apply import Rows
-    from penjing.tokenizer.change import change_vocabulary
+    from penjing.tokenizer.change import change_vocabulary, forget
     from penjing.tokenizer.count import Counts
     from penjing.tokenizer.plan import VocabPlan, fits, read_plan
     from penjing.tokenizer.prune import covered_share, kept_by_name, plan_pruning
@@ -76,6 +76,7 @@ def run(config: Config, inputs: Inputs, out: Path, job: Job) -> dict[str, Any]:
 
     _, figures = change_vocabulary(inputs["checkpoint"], inputs["corpus"], out, job, plan_only=config.plan_only, planner=planner,
                                    rows=rows)
+    forget(out / "state")
     return {**figures, "covered_token_share": {lang: round(share, 6) for lang, share in sorted(shares.items())}}
 
 

@@ -42,7 +42,7 @@ class Config(Settings):
 
 def run(config: Config, inputs: Inputs, out: Path, job: Job) -> dict[str, Any]:
     """Write tokenizer.model, tokenizer.json and tokenizer_config.json; figures of the trained tokenizer on its corpus."""
-    from penjing.tokenizer.change import languages_of
+    from penjing.tokenizer.change import forget, languages_of
     from penjing.tokenizer.count import count_corpus, fertility
     from penjing.tokenizer.report import coverage_table
     from penjing.tokenizer.train import TrainerConfig, train_sentencepiece
@@ -55,6 +55,7 @@ def run(config: Config, inputs: Inputs, out: Path, job: Job) -> dict[str, Any]:
     vocabulary, trained_bytes = train_sentencepiece(inputs["corpus"], wish, languages=languages)
     write_tokenizer(vocabulary, out, source=None)
     counts = count_corpus(out, inputs["corpus"], job=job, state=out / "state", label="count tokens")
+    forget(out / "state")
     return {"vocab_size": len(vocabulary), "trained_bytes": trained_bytes, "fertility": fertility(counts.totals),
             "fertility_by_script": fertility(counts.scripts), "coverage": coverage_table(counts, len(vocabulary))}
 

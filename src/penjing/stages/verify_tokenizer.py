@@ -41,7 +41,7 @@ def run(config: Config, inputs: Inputs, out: Path, job: Job) -> dict[str, Any]:
     from penjing.data.engine import map_shards
     from penjing.files import write_json
     from penjing.tokenizer.apply import PLAN_NAME
-    from penjing.tokenizer.change import verify_shard
+    from penjing.tokenizer.change import forget, verify_shard
     from penjing.tokenizer.contract_check import Verdict, derived_plan
     from penjing.tokenizer.plan import fits, read_plan, write_plan
     from penjing.tokenizer.read import read_vocabulary
@@ -64,6 +64,7 @@ def run(config: Config, inputs: Inputs, out: Path, job: Job) -> dict[str, Any]:
     figures = {"operation": plan.operation, "kind": plan.kind, "vocab_before": plan.size_before, "vocab_after": plan.size_after,
                "all": total.as_json(), "languages": {lang: verdict.as_json() for lang, verdict in sorted(verdicts.items())}}
     write_json(out / "verdict.json", {"version": 1, **figures})
+    forget(out / "state")
     broken = total.covered - total.exact
     promised = not (plan.operation == "grow" and plan.kind == "unigram")
     for example in total.counterexamples[:3]:

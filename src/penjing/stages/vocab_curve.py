@@ -42,6 +42,7 @@ def run(config: Config, inputs: Inputs, out: Path, job: Job) -> dict[str, Any]:
     from penjing.models.checkpoint import open_checkpoint
     from penjing.models.family import of
     from penjing.tokenizer.apply import Rows, apply_plan, check_rows, parameters_before_after
+    from penjing.tokenizer.change import forget
     from penjing.tokenizer.count import count_corpus
     from penjing.tokenizer.curve import drawing, point, sizes_for
     from penjing.tokenizer.inits import measured_texts
@@ -72,6 +73,7 @@ def run(config: Config, inputs: Inputs, out: Path, job: Job) -> dict[str, Any]:
         job.record(size=size)
     write_json(out / "curve.json", {"version": 1, "points": points})
     write_text(out / "curve.svg", drawing(points))
+    forget(out / "state")
     return {"vocab_before": vocabulary.total, "smallest": order.smallest, "curve": points}
 
 

@@ -183,7 +183,7 @@ def subset(vocabulary: Vocabulary, kept: tuple[int, ...]) -> Vocabulary:
                                expected=f"below {vocabulary.total}"))
     if vocabulary.merges_M3 is not None:
         broken = unclosed(vocabulary, merge_tree(vocabulary), keep)
-        if broken and not vocabulary.ignore_merges:
+        if broken:
             index, part = broken[0]
             raise InputError(fault(f"{len(broken)} kept pieces lack a part of their own merge path", where=vocabulary.name,
                                    found=f"{vocabulary.text(index)!r} (id {index}) without {vocabulary.text(part)!r} (id {part})",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -66,6 +67,11 @@ def verify_shard(unit: Mapping[str, Any]) -> dict[str, Any]:
         if other is not None:
             verdict.compare_engines(texts, encoded, other(texts))
     return {lang: verdict.as_json() for lang, verdict in verdicts.items()}
+
+
+def forget(state: Path) -> None:
+    """Remove what a finished stage kept in order to be resumed."""
+    shutil.rmtree(state, ignore_errors=True)
 
 
 def check_on(corpus: Path, old: Vocabulary, new: Vocabulary, plan: VocabPlan, *, lines: int | None) -> dict[str, Verdict]:

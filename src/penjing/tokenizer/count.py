@@ -190,13 +190,12 @@ def _flat(rows: list[list[int]]) -> tuple[np.ndarray, np.ndarray]:
 
 
 def save_counts(path: Path, counts: Counts) -> None:
-    """Write counts as an .npz of arrays, sparse over code points."""
+    """Write counts as an .npz of sparse arrays (places and values)."""
     arrays: dict[str, np.ndarray] = {}
-    for lang, values in counts.tokens.items():
-        arrays[f"tokens/{lang}"] = values
-    for lang, values in counts.characters.items():
-        points = np.flatnonzero(values)
-        arrays[f"characters/{lang}"] = np.stack([points, values[points]])
+    for what, tables in (("tokens", counts.tokens), ("characters", counts.characters)):
+        for lang, values in tables.items():
+            seen = np.flatnonzero(values)
+            arrays[f"{what}/{lang}/{len(values)}"] = np.stack([seen, values[seen]])
     for kind, totals in (("totals", counts.totals), ("scripts", counts.scripts)):
         for key, figures in totals.items():
             for name, value in figures.items():
@@ -211,12 +210,10 @@ def load_counts(path: Path) -> Counts:
     with np.load(path) as arrays:
         for key in arrays.files:
             kind, lang, *rest = key.split("/")
-            if kind == "tokens":
-                counts.tokens[lang] = arrays[key]
-            elif kind == "characters":
-                values = np.zeros(CODEPOINTS, dtype=np.int64)
+            if kind in ("tokens", "characters"):
+                values = np.zeros(int(rest[0]), dtype=np.int64)
                 values[arrays[key][0]] = arrays[key][1]
-                counts.characters[lang] = values
+                (counts.tokens if kind == "tokens" else counts.characters)[lang] = values
             else:
                 into = counts.totals if kind == "totals" else counts.scripts
                 into.setdefault(lang, {})[rest[0]] = int(arrays[key])

@@ -21,6 +21,8 @@ Kind = Literal["sentencepiece-bpe", "unigram", "byte-bpe", "wordpiece"]
 
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = 1, 2, 3, 4, 5, 6
 """Piece types, numbered as SentencePiece numbers them."""
+MAX_ORPHANS = 0.01
+"""Share of pieces that no merge makes above which a list of merges is taken to be incomplete."""
 
 
 @dataclass(frozen=True)
@@ -97,6 +99,8 @@ def check(vocabulary: Vocabulary) -> Vocabulary:
                                        found=f"ids {seen[piece]} and {index}", expected="every piece once",
                                        fix="remove one of the two from the tokenizer files"))
             seen[piece] = index
+    if vocabulary.merges_M3 is not None and not vocabulary.any_split and not vocabulary.ignore_merges:
+        _check_merges(vocabulary)
     if vocabulary.kind == "byte-bpe":
         missing = [byte for byte in UTF8_BYTES if BYTE_SYMBOLS[byte] not in vocabulary.ids]
         if missing:
@@ -104,6 +108,19 @@ def check(vocabulary: Vocabulary) -> Vocabulary:
                                    found=f"{len(UTF8_BYTES) - len(missing)} pieces", expected=f"the {len(UTF8_BYTES)} bytes that "
                                    "occur in UTF-8"))
     return vocabulary
+
+
+def _check_merges(vocabulary: Vocabulary) -> None:
+    """Refuse a file whose list of merges was cut short: pieces that no merge makes, beyond a few that files do have."""
+    assert vocabulary.merges_M3 is not None
+    made = np.zeros(len(vocabulary), dtype=bool)
+    made[vocabulary.merges_M3[:, 2]] = True
+    long = np.fromiter((len(piece) > 1 for piece in vocabulary.pieces), dtype=bool, count=len(vocabulary))
+    orphans = np.flatnonzero(long & ~made & (vocabulary.types_V == NORMAL))
+    if len(orphans) > MAX_ORPHANS * len(vocabulary):
+        raise InputError(fault("merges are missing", where=vocabulary.name, found=f"{len(vocabulary.merges_M3)} merges, and "
+                               f"{len(orphans)} pieces that none of them makes, the first {vocabulary.pieces[orphans[0]]!r}",
+                               expected=f"a merge for each of the {int(long.sum())} pieces longer than one symbol"))
 
 
 def _byte_alphabet() -> list[str]:
