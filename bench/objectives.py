@@ -152,7 +152,7 @@ def index(folder: Path) -> dict[str, Any]:
     return found
 
 
-def encode(texts_dir: Path, tokenizers_dir: Path) -> dict[str, Any]:
+def encode(texts_dir: Path, tokenizers_dir: Path, per_file: int) -> dict[str, Any]:
     """Bytes of text per CPU-second of ours and of the bare libraries, and whether all ids are equal."""
     import sentencepiece
 
@@ -162,7 +162,7 @@ def encode(texts_dir: Path, tokenizers_dir: Path) -> dict[str, Any]:
     texts: list[str] = []
     for file in sorted(texts_dir.rglob("*.jsonl.gz")):
         with gzip.open(file, "rt", encoding="utf-8") as lines:
-            texts += [json.loads(line)["text"] for _, line in zip(range(80), lines, strict=False)]
+            texts += [json.loads(line)["text"] for _, line in zip(range(per_file), lines, strict=False)]
     size = sum(len(text.encode()) for text in texts)
     found: dict[str, Any] = {"documents": len(texts), "bytes": size}
     with tempfile.TemporaryDirectory() as scratch:
@@ -228,6 +228,7 @@ def main() -> None:
     shared = Path(os.environ.get("PENJING_SHARED", Path(__file__).parents[2] / "shared")) / "data"
     parser.add_argument("--texts", type=Path, default=shared / "corpus")
     parser.add_argument("--tokenizers", type=Path, default=shared / "tokenizers")
+    parser.add_argument("--per-file", type=int, default=80, help="documents read of each file of --texts")
     options = parser.parse_args()
     figures: dict[str, Any] = {"machine": f"{os.cpu_count()} cores {platform.machine()}", "python": platform.python_version()}
     with tempfile.TemporaryDirectory() as scratch:
@@ -239,7 +240,7 @@ def main() -> None:
             elif part == "index":
                 figures[part] = index(Path(scratch))
             elif part == "encode" and options.texts.is_dir():
-                figures[part] = encode(options.texts, options.tokenizers)
+                figures[part] = encode(options.texts, options.tokenizers, options.per_file)
     if options.json:
         print(json.dumps(figures))
     else:
