@@ -10,7 +10,6 @@ from pathlib import Path
 import pytest
 
 
-
 def penjing(*arguments: str, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
     return subprocess.run([sys.executable, "-m", "penjing", *arguments], capture_output=True, text=True, cwd=cwd)
 
@@ -22,7 +21,7 @@ def test_light_commands_do_not_import_torch(arguments: list[str], tmp_path: Path
     script = (
         "import sys\nfrom penjing.cli.main import main\n"
         "try:\n    main(sys.argv[1:])\nexcept SystemExit as leave:\n    assert not leave.code, leave.code\n"
-        f"heavy = [name for name in ('torch', 'transformers') if name in sys.modules]\nassert not heavy, heavy\n"
+        "heavy = [name for name in ('torch', 'transformers') if name in sys.modules]\nassert not heavy, heavy\n"
     )
     filled = [item.replace("{run}", str(tmp_path)) for item in arguments]
     done = subprocess.run([sys.executable, "-c", script, *filled], capture_output=True, text=True)
