@@ -3,7 +3,7 @@
 Legend: B rows, S positions of a decoder-only row, E and D positions of the encoder's and the decoder's row.
 """
 
-# ruff: noqa: N815 - arrays carry shape suffixes
+
 
 from __future__ import annotations
 
