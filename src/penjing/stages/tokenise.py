@@ -30,7 +30,7 @@ from penjing.objectives.shards import ShardWriter, dtype_for, open_shard
 from penjing.objectives.tokens import file_name, write_manifest
 from penjing.tokenizer.encode import CHECKED_DOCUMENTS, Encoder, load_encoder
 
-VERSION = 1
+VERSION = 2
 INPUTS = {"corpus": contract.CORPUS, "tokenizer": contract.TOKENIZER}
 OUTPUT = contract.TOKENS
 
@@ -168,7 +168,8 @@ def _documents(unit: dict[str, Any], config: Config,
                 meta = _meta(row, unit)
                 names.append(_name(row, meta, config))
                 if config.supervised and isinstance(meta.get("prompt"), str) and isinstance(meta.get("answer"), str):
-                    texts += [meta["prompt"] + config.prompt_suffix, meta["answer"]]
+                    prompt = meta["prompt"] + config.prompt_suffix
+                    texts += [prompt, prompt + meta["answer"]]
                     shape.append(2)
                 else:
                     texts.append(row["text"] or "")
@@ -176,8 +177,24 @@ def _documents(unit: dict[str, Any], config: Config,
             ids = encoder.encode_batch(texts)
             at = 0
             for row, name, parts in zip(rows, names, shape, strict=True):
-                yield name, row.get("lang") or "", ids[at : at + parts], len((row["text"] or "").encode())
+                yield name, row.get("lang") or "", _split(ids[at : at + parts]), len((row["text"] or "").encode())
                 at += parts
+
+
+def _split(pieces: list[np.ndarray]) -> list[np.ndarray]:
+    """[text], or [prompt, answer] out of the ids of the prompt alone and of prompt and answer as one string.
+
+    An answer that is encoded by itself begins with a dummy space in SentencePiece vocabularies, which no reader of whole text ever
+    sees. So the whole string is what is kept, and the prompt ends where the two spellings part: a token across the border is the
+    answer's.
+    """
+    if len(pieces) == 1:
+        return pieces
+    prompt, whole = pieces
+    length = min(len(prompt), len(whole))
+    same = prompt[:length] == whole[:length]
+    border = length if same.all() else int(np.argmin(same))
+    return [whole[:border], whole[border:]]
 
 
 def _meta(row: Mapping[str, Any], unit: Mapping[str, Any]) -> dict[str, Any]:
