@@ -96,6 +96,50 @@ def test_state_is_read_by_another_layout(alone: list[dict], tmp_path: Path, tiny
     assert_close(run(tmp_path / "out", tiny_checkpoint, tiny_tokens, parallel=second), alone, 1e-5)
 
 
+@pytest.mark.slow
+def test_lost_worker_restarts_all_and_loses_nothing(tmp_path: Path, tiny_checkpoint: Path, tiny_tokens: Path) -> None:
+    """SIGKILL of one of two workers: our launcher starts both again from the last state, and the losses are the same."""
+    import threading
+    import time
+
+    import psutil
+
+    from penjing.contract import Job
+    from penjing.stages import train
+
+    config = train.Config(tokens=3000, lr=1e-2, precision="fp32", sequence_length=64, batch_rows=4, packing="best-fit",
+                          save_every=2, parallel={"shard": 2})
+    inputs = {"checkpoint": tiny_checkpoint, "tokens": [tiny_tokens]}
+    killed = []
+
+    def kill_one() -> None:
+        while not list((tmp_path / "hit" / "state").glob("step-*[0-9]")):
+            time.sleep(0.01)
+        workers = psutil.Process().children()
+        killed.append(workers[-1].pid)
+        workers[-1].kill()
+
+    for name in ("whole", "hit"):
+        (tmp_path / name).mkdir()
+        if name == "hit":
+            threading.Thread(target=kill_one, daemon=True).start()
+        train.run(config, inputs, tmp_path / name, Job(metrics=tmp_path / name / "metrics.jsonl"))
+    assert killed
+    for file in ("train.json", "model.safetensors"):
+        assert (tmp_path / "whole" / file).read_bytes() == (tmp_path / "hit" / file).read_bytes()
+
+
+@pytest.mark.slow
+def test_fault_of_a_worker_ends_all_with_its_sentence(tmp_path: Path, tiny_checkpoint: Path, tiny_tokens: Path) -> None:
+    from penjing.contract import Job
+    from penjing.errors import ConfigError
+    from penjing.stages import train
+
+    config = train.Config(tokens=1000, sequence_length=64, batch_rows=4, trainable="re:nothing", parallel={"shard": 2})
+    with pytest.raises(ConfigError, match="no parameter fits trainable"):
+        train.run(config, {"checkpoint": tiny_checkpoint, "tokens": [tiny_tokens]}, tmp_path, Job())
+
+
 @pytest.mark.parametrize("how", [{"recompute": "full"}, {"recompute": "selective"}])
 def test_recomputing_activations_changes_nothing(tmp_path: Path, tiny_checkpoint: Path, tiny_tokens: Path, how: dict) -> None:
     from penjing.contract import Job

@@ -104,3 +104,13 @@ def test_killed_run_is_bitwise_equal(whole: Path, tmp_path: Path, tiny_checkpoin
         process.wait()
     assert kills >= 3
     assert content(tmp_path) == content(whole)
+
+
+def test_tensorboard_gets_the_curves(tmp_path: Path, tiny_checkpoint: Path, tiny_tokens: Path) -> None:
+    event_accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    run(tmp_path, tiny_checkpoint, tiny_tokens, config=settings(tokens=800), tensorboard=True)
+    curves = event_accumulator.EventAccumulator(str(tmp_path / "tensorboard"))
+    curves.Reload()
+    lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    expected = [line["loss"] for line in lines if "grad_norm" in line]
+    assert [point.value for point in curves.Scalars("loss")] == pytest.approx(expected)

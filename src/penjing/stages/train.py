@@ -26,6 +26,21 @@ def run(config: Config, inputs: Inputs, out: Path, job: Job) -> dict[str, Any]:
     """A checkpoint and train.json; goes on from out/state after an interruption, bit for bit."""
     # Threads that spin while they wait made training six times slower on a busy two-core machine. Read when torch loads.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    processes = config.parallel.world
+    if processes == 1 or "RANK" in os.environ:
+        return carry_out(config, inputs, out, job)
+    from penjing.train.launch import launch
+    from penjing.train.loop import figures_of
+
+    spec = {"config": config.model_dump(mode="json"), "out": str(out), "metrics": job.metrics and str(job.metrics),
+            "inputs": {name: [str(path) for path in value] if isinstance(value, list | tuple) else value and str(value)
+                       for name, value in inputs.items()}}
+    launch(spec, processes=processes, job=job, threads=config.threads)
+    return figures_of(out)
+
+
+def carry_out(config: Config, inputs: Inputs, out: Path, job: Job) -> dict[str, Any]:
+    """`run` in this process, which is one of those that torchrun or `train.launch` started, or the only one."""
     from penjing.objectives.stream import build_stream
     from penjing.train.held_out import open_held_out
     from penjing.train.loop import train

@@ -8,7 +8,7 @@ through transformers' attention interface under the name in `IMPLEMENTATION`; th
 Shape suffixes: B rows, S positions, T = B*S, H heads, G key/value heads, D head dimension, N stretches.
 """
 
-# ruff: noqa: N815 - tensors carry shape suffixes
+
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from penjing.errors import ConfigError, fault
 from penjing.train.tiles import Long, Plan, Tiles, plan
 
 IMPLEMENTATION = "penjing_isolated"
@@ -41,6 +42,8 @@ class Isolation:
     max_q: int
     max_k: int
     causal: bool
+    plain: bool = True
+    """False when there are prefixes or documents read backwards."""
 
     def to(self, device: torch.device) -> Isolation:
         """The same on another device."""
@@ -48,7 +51,7 @@ class Isolation:
             return self
         cu_q, cu_k, kind, prefix = (tensor.to(device, non_blocking=True)
                                     for tensor in (self.cu_q_N1, self.cu_k_N1, self.kind_N, self.prefix_T))
-        return Isolation(cu_q, cu_k, kind, prefix, self.max_q, self.max_k, self.causal)
+        return Isolation(cu_q, cu_k, kind, prefix, self.max_q, self.max_k, self.causal, self.plain)
 
 
 def self_isolation(segments_BS: np.ndarray, *, causal: bool, prefix_BS: np.ndarray | None = None,
@@ -70,7 +73,8 @@ def self_isolation(segments_BS: np.ndarray, *, causal: bool, prefix_BS: np.ndarr
     longest = int((ends - starts).max())
     line = torch.from_numpy(cu)
     prefix = np.zeros(0, dtype=bool) if prefix_BS is None or not prefix_BS.any() else prefix_BS.reshape(-1)
-    return Isolation(line, line, torch.from_numpy(kind), torch.from_numpy(prefix), longest, longest, causal)
+    return Isolation(line, line, torch.from_numpy(kind), torch.from_numpy(prefix), longest, longest, causal,
+                     plain=not prefix.size and (reversed_B is None or not reversed_B.any()))
 
 
 def cross_isolation(decoder_segments_BD: np.ndarray, encoder_segments_BE: np.ndarray) -> Isolation:
@@ -111,6 +115,8 @@ def attend(query_THD: Tensor, key_TGD: Tensor, value_TGD: Tensor, isolation: Iso
 def _attend_cuda(q: Tensor, k: Tensor, v: Tensor, isolation: Isolation, scale: float, window: int | None) -> Tensor:
     from torch.nn.attention.varlen import varlen_attn
 
+    if not isolation.plain:
+        raise ConfigError(fault("rows that are read both ways or backwards are trained on a processor only so far"))
     left = -1 if window is None else window - 1
     out = varlen_attn(q, k, v, isolation.cu_q_N1, isolation.cu_k_N1, isolation.max_q, isolation.max_k, scale=scale,
                       window_size=(left, 0 if isolation.causal else -1), enable_gqa=q.shape[1] != k.shape[1])
@@ -269,7 +275,7 @@ def _shares(tiles: Tiles, q: Tensor, k: Tensor, scale: float) -> Tensor:
     """Softmax of the scores in fp32."""
     kind = _sum_type(q)
     scores = torch.bmm(q.to(kind), k.to(kind).transpose(1, 2)).mul_(scale)
-    scores.view(tiles.count, -1, tiles.width_q, tiles.width_k).add_(tiles.bias_n1WW.to(kind))
+    scores.view(tiles.count, -1, tiles.width, tiles.width).add_(tiles.bias_n1WW.to(kind))
     return scores.softmax(-1)
 
 

@@ -47,12 +47,8 @@ class ParallelConfig(Config):
     """FSDP2: parameters, gradients and optimizer state are cut over this many processes (ZeRO-3, or ZeRO-2 below)."""
     tensor: int = Field(1, ge=1)
     """Tensor parallel: each matrix cut over this many processes, by the model's declared plan."""
-    pipeline: int = Field(1, ge=1)
-    """Pipeline parallel: consecutive layers on this many processes."""
-    pipeline_schedule: Literal["1F1B", "GPipe", "Interleaved1F1B"] = "1F1B"
-    """Order of forward and backward passes of the micro-batches."""
-    microbatches: int | None = Field(None, ge=1)
-    """Micro-batches in flight in a pipeline; default is twice the number of stages."""
+    pipeline: int = Field(1, ge=1, le=1)
+    """Pipeline parallel: not built yet, so 1."""
     reshard_after_forward: bool = True
     """True: ZeRO-3, parameters are gathered again for the backward pass. False: ZeRO-2, faster, more memory."""
 
@@ -126,6 +122,8 @@ class TrainConfig(Config):
     """Saved states kept; the newest that reads back well is resumed from."""
     log_every: int = Field(1, ge=1)
     """Steps between lines in metrics.jsonl."""
+    wandb: bool = False
+    """Also write Weights & Biases' offline files."""
     evaluate_every: int | None = Field(None, ge=1)
     """Steps between evaluations on the held-out tokens; default: only at the end."""
     evaluate_tokens: int | None = Field(None, ge=1)

@@ -134,7 +134,7 @@ def speed_up(model: nn.Module, config: TrainConfig) -> None:
     """Activation checkpointing, then compile, of every layer."""
     for layer in layers_of(model):
         if config.recompute != "none":
-            layer.forward = _recomputed(layer.forward, selective=config.recompute == "selective")  # type: ignore[method-assign]
+            layer.forward = _recomputed(layer.forward, selective=config.recompute == "selective")
         if config.compile:
             layer.compile()
 
@@ -195,9 +195,8 @@ def _cuttable(label: str) -> bool:
 
 
 def _recomputed(forward: Callable[..., Any], *, selective: bool) -> Callable[..., Any]:
-    from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
-
     import torch.nn.attention.varlen  # registers the operator
+    from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
 
     kept = {torch.ops.aten.mm.default, torch.ops.aten.addmm.default, torch.ops.penjing.isolated.default,
             torch.ops.torch_attn._varlen_attn.default}

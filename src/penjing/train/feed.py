@@ -3,7 +3,7 @@
 A batch belongs to a step, so nothing here has a state worth saving: after a crash the same step gives the same parts.
 """
 
-# ruff: noqa: N815 - tensors carry shape suffixes
+
 
 from __future__ import annotations
 

@@ -31,6 +31,7 @@ from penjing.train.light import lighten
 from penjing.train.memory import keep_freed_memory
 from penjing.train.schedule import learning_rate
 from penjing.train.shards import ShardSaver
+from penjing.train.sinks import Sinks
 
 VERSION = 1
 CURVE_POINTS = 100
@@ -70,6 +71,7 @@ class Run:
         if not self.world.is_main:
             self.job = replace(job, metrics=None)
             console.configure(quiet=True)
+        self.sinks = Sinks(self.job, out, wandb=config.wandb)
         if config.deterministic:
             torch.use_deterministic_algorithms(True, warn_only=True)
         torch.manual_seed(config.seed)
@@ -136,14 +138,14 @@ class Run:
                                    fix="the settings, the checkpoint or the token shards changed since it was saved; remove "
                                    f"{self.out} to start again"))
         self._load(found)
-        self.job.record(event="resumed", step=self.step, tokens=self.tokens)
+        self.sinks.record(event="resumed", step=self.step, tokens=self.tokens)
         console.say(f"  resumed at step {self.step} ({self.tokens:,} of {self.config.tokens:,} tokens)")
 
     def go(self) -> None:
         """Train until the tokens are used up."""
         self._peak, self._peak_source = metrics.peak_flops(self.device, self.objective.product)
         self._cost = metrics.cost_of(self.model.config.to_dict())  # type: ignore[union-attr, operator]
-        self.job.record(event="start", step=self.step, precision=self.precision, peak=self._peak_source,
+        self.sinks.record(event="start", step=self.step, precision=self.precision, peak=self._peak_source,
                         processes=self.world.size, parameters=self.total_parameters,
                         trained=sum(p.numel() for p in self.parameters.values()))
         with console.bar("train", total=self.config.tokens, unit="tokens") as bar:
@@ -154,6 +156,7 @@ class Run:
     def finish(self) -> dict[str, Any]:
         """Evaluate, export, write train.json and remove the state."""
         self.saver.wait()
+        self.sinks.record(event="done", step=self.step, tokens=self.tokens, saving_stalled_s=round(self.saver.stalled_s, 4))
         if self.held_out is not None and (not self.evaluations or self.evaluations[-1]["step"] != self.step):
             self._evaluate()
         report = {
@@ -175,6 +178,7 @@ class Run:
                 export(self.model, self.out, source=self.checkpoint, weights=weights)
                 write_json(self.out / "train.json", report)
             shutil.rmtree(self.out / "state", ignore_errors=True)
+        self.sinks.close()
         self.world.barrier()
         return _figures(report)
 
@@ -218,7 +222,7 @@ class Run:
         if verdict == "broken" and self.precision == "fp16" and math.isfinite(loss) and self.loss_scale > 1.0:
             self.loss_scale /= 2
             self._good_since_scale = 0
-            self.job.record(event="overflow", step=self.step, loss_scale=self.loss_scale)
+            self.sinks.record(event="overflow", step=self.step, loss_scale=self.loss_scale)
             verdict = "overflow"
         elif verdict == "broken":
             self._stop_broken(batch, loss, norm, lr)
@@ -302,11 +306,11 @@ class Run:
         line |= {f"loss/denoiser_{number}": value for number, value in tally.by_denoiser().items() if number}
         if verdict != "fine":
             line["verdict"] = verdict
-        self.job.record(**line)
+        self.sinks.record(**line)
 
     def _on_spike(self, batch: Step, loss: float, norm: float) -> str:
         action = self.config.guard.on_spike
-        self.job.record(event="spike", step=self.step, cursor=batch.index, loss=loss, grad_norm=norm, action=action)
+        self.sinks.record(event="spike", step=self.step, cursor=batch.index, loss=loss, grad_norm=norm, action=action)
         console.say(f"  step {self.step}: spike (loss {loss:.4g}, gradient norm {norm:.4g}); {action}")
         if action == "off":
             self.guard.accept(loss, norm)
@@ -330,13 +334,13 @@ class Run:
         self.guard.restore({**self.guard.state(), "skipped": judged})
         self.cursor = batch.index + 1
         self._save(wait=True)  # a crash from here on must not lead into the same data again
-        self.job.record(event="rolled back", step=self.step, cursor=self.cursor)
+        self.sinks.record(event="rolled back", step=self.step, cursor=self.cursor)
         return "rolled back"
 
     def _stop_broken(self, batch: Step, loss: float, norm: float, lr: float) -> None:
         place = keep_batch(self.out / "state", self.step, batch.batch,
                            {"step": self.step, "cursor": batch.index, "loss": loss, "grad_norm": norm, "lr": lr})
-        self.job.record(event="broken", step=self.step, loss=repr(loss), grad_norm=repr(norm))
+        self.sinks.record(event="broken", step=self.step, loss=repr(loss), grad_norm=repr(norm))
         raise GateError(fault("the loss or its gradient is not a finite number", where=f"step {self.step}",
                               found=f"loss {loss}, gradient norm {norm}", fix=f"the batch is kept in {place}; the last saved "
                               "state is from before it; lower lr" + (", or use bf16" if self.precision == "fp16" else "")))
@@ -345,14 +349,14 @@ class Run:
         assert self.held_out is not None
         scores = bits_per_byte(self.objective, self.held_out, device=self.device, tokens=self.config.evaluate_tokens)
         self.evaluations.append({"step": self.step, "tokens": self.tokens, "bits_per_byte": scores})
-        self.job.record(event="evaluation", step=self.step, tokens=self.tokens,
+        self.sinks.record(event="evaluation", step=self.step, tokens=self.tokens,
                         **{f"bits_per_byte/{name}": value for name, value in scores.items()})
 
     def _reweigh(self) -> None:
         """Measure the seven denoisers on held-out texts and move the shares (D-UL2)."""
         losses = denoiser_losses(self.objective, self.validation, batches=self.config.reweigh_batches, device=self.device)
         self.shares = self.stream.next_state(self.shares, step=self.cursor, losses=losses)  # type: ignore[attr-defined]
-        self.job.record(event="shares", step=self.step, shares=self.shares["shares"], denoiser_losses=losses)
+        self.sinks.record(event="shares", step=self.step, shares=self.shares["shares"], denoiser_losses=losses)
 
     def _save(self, *, wait: bool = False) -> None:
         tensors = state.tensors_of(self.parameters, self.optimizer)
@@ -395,6 +399,11 @@ def export(trained: nn.Module, out: Path, *, source: Path, weights: dict[str, to
     trained.config.use_cache = used  # type: ignore[union-attr]
 
 
+def figures_of(out: Path) -> dict[str, Any]:
+    """The figures of a finished run."""
+    return _figures(read_json(out / "train.json"))
+
+
 def _figures(report: dict[str, Any]) -> dict[str, Any]:
     last = report["held_out"][-1]["bits_per_byte"] if report["held_out"] else None
     return {**{key: report[key] for key in ("steps", "tokens", "parameters", "final_loss", "final_loss_by_source", "curve")},
@@ -403,7 +412,7 @@ def _figures(report: dict[str, Any]) -> dict[str, Any]:
 
 def _identity_of(config: TrainConfig) -> dict[str, Any]:
     """Settings that decide the result; how often to log or save, and the layout, do not."""
-    free = {"save_every", "keep_states", "log_every", "threads", "parallel", "compile", "recompute"}
+    free = {"save_every", "keep_states", "log_every", "wandb", "threads", "parallel", "compile", "recompute"}
     return config.model_dump(mode="json", exclude=free)
 
 

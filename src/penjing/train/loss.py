@@ -7,7 +7,7 @@ the vocabulary. Softmax and sums are fp32 (fp64 if the model is).
 Shape suffixes: T positions, H hidden, V vocabulary, C positions of one chunk.
 """
 
-# ruff: noqa: N815 - tensors carry shape suffixes
+
 
 from __future__ import annotations
 

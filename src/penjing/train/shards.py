@@ -6,8 +6,11 @@ read by any other layout, one process included, and a state of one process by an
 
 from __future__ import annotations
 
+import contextlib
 import errno
+import json
 import shutil
+import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -25,7 +28,8 @@ class ShardSaver:
     def __init__(self, folder: Path, *, keep: int, world: World) -> None:
         self.folder, self.keep, self.world = folder, keep, world
         self.stalled_s = 0.0
-        self._pending: tuple[Any, int, dict[str, Any]] | None = None
+        self._future: Any = None
+        self._sealing: threading.Thread | None = None
 
     def save(self, step: int, tensors: dict[str, Tensor], facts: dict[str, Any], *, wait: bool = False) -> None:
         """Stage `tensors` now, write in the background."""
@@ -40,30 +44,37 @@ class ShardSaver:
             temporary.mkdir(parents=True)
         self.world.barrier()
         writer = HuggingFaceStorageWriter(str(temporary), save_distributed=True)
-        future = dcp.async_save(dict(tensors), storage_writer=writer, process_group=self.world.save_group)
-        self._pending = (future, step, facts)
+        self._future = dcp.async_save(dict(tensors), storage_writer=writer, process_group=self.world.save_group)
+        if self.world.is_main:  # its future is done when everybody's shards are on the disk
+            snapshot = json.loads(json.dumps(facts))  # lists in it grow while training goes on
+            self._sealing = threading.Thread(target=self._seal, args=(self._future, step, snapshot), name="penjing-seal")
+            self._sealing.start()
         if wait:
             self.wait()
         self.stalled_s += time.perf_counter() - started
 
     def wait(self) -> None:
         """Until nothing is being written and what was written has its name."""
-        if self._pending is None:
+        if self._future is None:
             return
-        future, step, facts = self._pending
-        self._pending = None
+        if self._sealing is not None:
+            self._sealing.join()
+        else:
+            with contextlib.suppress(OSError):  # reported by the main process
+                self._future.result()
+        self._future, self._sealing = None, None
+        self.world.barrier()
+
+    def _seal(self, future: Any, step: int, facts: dict[str, Any]) -> None:
         final, temporary = self.folder / f"step-{step:08d}", self.folder / f"step-{step:08d}.tmp"
         try:
             future.result()
-            if self.world.is_main:
-                state.commit(temporary, final, facts)
-                state.prune(self.folder, self.keep)
+            state.commit(temporary, final, facts)
+            state.prune(self.folder, self.keep)
         except OSError as error:
-            if self.world.is_main:
-                shutil.rmtree(temporary, ignore_errors=True)
-                reason = "the disk is full" if error.errno in (errno.ENOSPC, errno.EDQUOT) else str(error)
-                console.say(f"  state of step {step} could not be saved ({reason}); older states are kept, training goes on")
-        self.world.barrier()
+            shutil.rmtree(temporary, ignore_errors=True)
+            reason = "the disk is full" if error.errno in (errno.ENOSPC, errno.EDQUOT) else str(error)
+            console.say(f"  state of step {step} could not be saved ({reason}); older states are kept, training goes on")
 
 
 def read(path: Path, tensors: dict[str, Tensor], *, alone: bool) -> None:

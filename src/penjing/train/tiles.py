@@ -7,7 +7,7 @@ the scores out costs less than their many small passes; beyond, the flash kernel
 Shape suffixes: n tiles, W positions of a tile (q: queries, k: keys), T positions on the line.
 """
 
-# ruff: noqa: N815 - tensors carry shape suffixes
+
 
 from __future__ import annotations
 
@@ -18,8 +18,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-LEVELS = (64, 128, 256, 512)
+LEVELS = (64, 96, 128, 160, 192, 256, 320, 384, 448, 512)
 """Sides of tiles. A document goes to the smallest that holds it."""
+_PLACES = 1024
+"""Places computed at a time: scores of a few heads then stay in the second-level cache."""
 
 
 @dataclass(frozen=True)
@@ -33,8 +35,7 @@ class Tiles:
     index_k: Tensor
     bias_n1WW: Tensor
     """0 where a query sees a key, -inf elsewhere."""
-    width_q: int
-    width_k: int
+    width: int
 
     @property
     def count(self) -> int:
@@ -88,14 +89,14 @@ def _plan(cu_q_bytes: bytes, cu_k_bytes: bytes, kind_bytes: bytes, prefix_bytes:
         chosen = documents[order][(side[order] > below) & (side[order] <= width)]
         below = width
         if len(chosen):
-            tiles.append(_tiles(chosen, width, prefix, causal, window, back_q, back_k, offsets))
+            tiles.extend(_tiles(chosen, width, prefix, causal, window, back_q, back_k, offsets))
     longs = tuple(_long(row, prefix, causal, window) for row in documents[order][side[order] > below])
     back_q[back_q < 0], back_k[back_k < 0] = offsets[0], offsets[1]
     return Plan(tuple(tiles), longs, torch.from_numpy(back_q), torch.from_numpy(back_k))
 
 
 def _tiles(documents: np.ndarray, width: int, prefix: np.ndarray, causal: bool, window: int, back_q: np.ndarray,
-           back_k: np.ndarray, offsets: list[int]) -> Tiles:
+           back_k: np.ndarray, offsets: list[int]) -> list[Tiles]:
     shelves: list[list[np.ndarray]] = []
     used: list[list[int]] = []
     for document in documents:  # first fit, longest first, over the few tiles that were opened last
@@ -109,12 +110,8 @@ def _tiles(documents: np.ndarray, width: int, prefix: np.ndarray, causal: bool, 
         shelves[number].append(document)
         used[number][0] += int(document[1])
         used[number][1] += int(document[3])
-    widths = [max(row[i] for row in used) for i in (0, 1)]
-    width_q, width_k = (-(-value // 16) * 16 for value in widths)
-    if causal:
-        width_q = width_k = max(width_q, width_k)
     count = len(shelves)
-    places = [_places(shelves, (0, 1), width_q), _places(shelves, (2, 3), width_k)]
+    places = [_places(shelves, (0, 1), width), _places(shelves, (2, 3), width)]
     (index_q, owner_q, rank_q), (index_k, owner_k, rank_k) = places
     seen = (owner_q[:, :, None] == owner_k[:, None, :]) & (owner_q >= 0)[:, :, None]
     if causal:
@@ -131,9 +128,15 @@ def _tiles(documents: np.ndarray, width: int, prefix: np.ndarray, causal: bool, 
         flat = np.flatnonzero(owner.reshape(-1) >= 0)
         back[index.reshape(-1)[flat]] = flat + offsets[which]
         offsets[which] += owner.size
-    bias = torch.zeros(count, 1, width_q, width_k).masked_fill_(~torch.from_numpy(seen)[:, None], float("-inf"))
-    return Tiles(torch.from_numpy(index_q.reshape(-1)), torch.from_numpy(np.flatnonzero(empty)),
-                 torch.from_numpy(index_k.reshape(-1)), bias, width_q, width_k)
+    bias = torch.zeros(count, 1, width, width).masked_fill_(~torch.from_numpy(seen)[:, None], float("-inf"))
+    made, start = [], 0
+    while start < count:  # powers of two: few shapes ever occur, and each costs the matrix library a compilation
+        size = min(1 << (count - start).bit_length() - 1, max(1, _PLACES // width))
+        part = slice(start, start + size)
+        made.append(Tiles(torch.from_numpy(index_q[part].reshape(-1)), torch.from_numpy(np.flatnonzero(empty[part])),
+                          torch.from_numpy(index_k[part].reshape(-1)), bias[part], width))
+        start += size
+    return made
 
 
 def _places(shelves: list[list[np.ndarray]], columns: tuple[int, int], width: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
