@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -103,3 +104,32 @@ def test_helmert_order_keeps_the_mean_and_is_nested() -> None:
     kept = states @ basis[:5].T
     kept -= kept.mean(1, keepdims=True)  # LayerNorm's own centring leaves exactly the first four directions
     assert np.square(kept).sum() / 200 == pytest.approx(values[:4].sum())
+
+
+def test_auto_turns_what_can_be_turned_and_leaves_a_tied_model(tmp_path: Path, shared: Path) -> None:
+    from penjing.contract import Job
+    from penjing.stages import prune as stage
+
+    tied = shared / "models" / "stories260K"
+    config = json.loads((tied / "config.json").read_text())
+    settings = {"hidden": 56, "importance": "output-energy", "rotation": "auto", "calibration_samples": 4, "calibration_length": 64}
+    corpus = tmp_path / "corpus"
+    text = (tied / "tinystories_sample.txt").read_text(encoding="utf-8")
+    write_corpus(corpus, text)
+    (tmp_path / "tied").mkdir()
+    stage.run(stage.Config(**settings), {"checkpoint": tied, "corpus": corpus}, tmp_path / "tied", Job())
+    assert config["tie_word_embeddings"] and json.loads((tmp_path / "tied" / "config.json").read_text())["tie_word_embeddings"]
+    (tmp_path / "free").mkdir()
+    free = stage.Config(**settings, importance_settings={"untie": True})
+    stage.run(free, {"checkpoint": tied, "corpus": corpus}, tmp_path / "free", Job())
+    assert not json.loads((tmp_path / "free" / "config.json").read_text())["tie_word_embeddings"]
+
+
+def write_corpus(path: Path, text: str) -> None:
+    import pyarrow as pa
+
+    from penjing.data.document import SCHEMA, CorpusWriter
+
+    with CorpusWriter(path, provenance={}) as writer:
+        writer.write(pa.Table.from_pylist([{"id": "a", "url": None, "source": "s", "text": text, "lang": "en", "meta": "{}"}],
+                                          schema=SCHEMA))

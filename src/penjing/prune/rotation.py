@@ -79,6 +79,18 @@ def pca(plan: PruningPlan, context: Context) -> PruningPlan:
                   untie=bool(context.settings.get("untie", False)))
 
 
+def auto(plan: PruningPlan, context: Context) -> PruningPlan:
+    """`pca` where the model allows it; otherwise (a tied head, a norm on the stream itself) the places that the metric chose.
+
+    `plan.json` says which it was: `how.hidden` is `rotation` or absent.
+    """
+    family, config = plan.family, plan.source_config
+    tied = family.tied(config) and not context.settings.get("untie", False)
+    if tied or why_not(family, config, calibration_of(context)) is not None:
+        return plan
+    return pca(plan, context)
+
+
 def selection(plan: PruningPlan, context: Context) -> PruningPlan:
     """No rotation: the places that the metric chose, with norms rescaled by what was measured (`rotation: selection`)."""
     return scale_norms(plan, calibration_of(context))
