@@ -82,6 +82,20 @@ def test_attention_inside_documents_only(heads: tuple[int, int], variant: str) -
     assert_same(out, reference(*tensors, seen, 0.3), tensors, real)
 
 
+@pytest.mark.parametrize("length", [600, 1100])
+def test_long_documents_under_mixed_precision(length: int) -> None:
+    """Rotary embeddings leave queries and keys in fp32 while values are bf16."""
+    torch.manual_seed(0)
+    q, k, v = (torch.randn(length, 2, 16, requires_grad=True) for _ in range(3))
+    layout = self_isolation(np.ones((1, length), np.int32), causal=True)
+    exact, rough = attend(q, k, v, layout, scale=0.25), attend(q, k, v.bfloat16(), layout, scale=0.25)
+    assert rough.dtype == torch.bfloat16
+    for ours, theirs in zip(torch.autograd.grad(rough.float().square().sum(), (q, k, v)),
+                            torch.autograd.grad(exact.square().sum(), (q, k, v)), strict=True):
+        assert ours.dtype == torch.float32
+        torch.testing.assert_close(ours, theirs, rtol=0.1, atol=0.05)
+
+
 def test_cross_attention_pairs_documents() -> None:
     decoder, encoder = segments(3, 40, 9, seed=2), segments(3, 70, 14, seed=3)
     layout = cross_isolation(decoder, encoder)

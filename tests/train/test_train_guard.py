@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from penjing.contract import Job
-from penjing.errors import GateError, Interrupted
+from penjing.errors import ConfigError, GateError, Interrupted
 from penjing.objectives.stream import StreamConfig, build_stream
 from penjing.train import state
 from penjing.train.config import GuardConfig, TrainConfig
@@ -110,6 +110,16 @@ def test_full_disk_leaves_the_last_good_state(tmp_path: Path, tiny_checkpoint: P
             job=Job(stop=lambda: next(stops) >= 7))
     assert "state of step 6 could not be saved (the disk is full); older states are kept" in capsys.readouterr().err
     assert sorted(path.name for path in (tmp_path / "state").iterdir()) == ["step-00000003", "step-00000007"]
+
+
+def test_out_of_memory_says_what_to_change(tmp_path: Path, tiny_checkpoint: Path, tiny_tokens: Path,
+                                           monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: Any, **__: Any) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr("penjing.train.model.chunked_loss", full)
+    with pytest.raises(ConfigError, match="out of memory; found 4 rows in one forward pass; set micro_rows: 2"):
+        run(tmp_path, tiny_checkpoint, build_stream(STREAM, tiny_tokens))
 
 
 @pytest.fixture(scope="module")

@@ -214,7 +214,7 @@ def _run(q: Tensor, k: Tensor, v: Tensor, layout: Plan, causal: bool, scale: flo
     out = _way_back(lines, layout.back_q, q, v.dtype)
     lse = q.new_zeros(q.shape[:2], dtype=_sum_type(q))
     for long in layout.longs:
-        ins = [_wide(long, part) for part in _pieces(long, q, k, v)]
+        ins = [part.to(_kernel_type(long, v)) for part in _pieces(long, q, k, v)]
         made, logsum = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
             *ins, 0.0, causal and long.bias_1WW is None, attn_mask=_bias(long, ins[0]), scale=scale)
         _put(out, made, long.start_q, long.length_q, long.backwards)
@@ -238,8 +238,8 @@ def _run_back(grad: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: T
     grad_q = _way_back(lines[0], layout.back_q, q, q.dtype)
     grad_k, grad_v = (_way_back(line, layout.back_k, x, x.dtype) for line, x in ((lines[1], k), (lines[2], v)))
     for long in layout.longs:
-        ins = [_wide(long, part) for part in _pieces(long, q, k, v)]
-        pull, made = (_wide(long, _cut(x, long.start_q, long.length_q, long.backwards)) for x in (grad, out))
+        ins = [part.to(_kernel_type(long, v)) for part in _pieces(long, q, k, v)]
+        pull, made = (_cut(x, long.start_q, long.length_q, long.backwards).to(ins[0].dtype) for x in (grad, out))
         logsum = _cut(lse.unsqueeze(-1), long.start_q, long.length_q, long.backwards).squeeze(-1).contiguous()
         dq, dk, dv = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward(
             pull, *ins, made, logsum, 0.0, causal and long.bias_1WW is None, attn_mask=_bias(long, ins[0]), scale=scale)
@@ -299,9 +299,9 @@ def _bias(long: Long, q: Tensor) -> Tensor | None:
     return None if long.bias_1WW is None else long.bias_1WW[None].to(q.dtype)
 
 
-def _wide(long: Long, x: Tensor) -> Tensor:
-    """fp32 below the length from which torch's 16-bit kernel is the faster one."""
-    return x.float() if x.dtype in (torch.bfloat16, torch.float16) and long.length_q < _NATIVE_16BIT_FROM else x
+def _kernel_type(long: Long, v: Tensor) -> torch.dtype:
+    """v's type, or fp32 below the length from which torch's 16-bit kernel is the faster one."""
+    return torch.float32 if v.dtype in (torch.bfloat16, torch.float16) and long.length_q < _NATIVE_16BIT_FROM else v.dtype
 
 
 def _sum_type(q: Tensor) -> torch.dtype:

@@ -247,8 +247,13 @@ class Run:
             part = made.to(self.device)
             if self.world.data_ranks > 1:  # gradients are reduced once, with the last part
                 self.objective.set_requires_gradient_sync(number == len(batch.parts) - 1)  # type: ignore[operator]
-            losses = self.objective(part)
-            (losses.total * share).backward()
+            try:
+                losses = self.objective(part)
+                (losses.total * share).backward()
+            except RuntimeError as error:
+                if isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error):
+                    raise ConfigError(_out_of_memory(self.step, part.targets.shape[0])) from error
+                raise
             total += float(losses.total.detach())
             tally.add(part, losses.nll_T)
             squares += metrics.squared_lengths(made)
@@ -408,6 +413,13 @@ def _figures(report: dict[str, Any]) -> dict[str, Any]:
     last = report["held_out"][-1]["bits_per_byte"] if report["held_out"] else None
     return {**{key: report[key] for key in ("steps", "tokens", "parameters", "final_loss", "final_loss_by_source", "curve")},
             **({"bits_per_byte": last} if last is not None else {}), "skipped_steps": len(report["skipped_steps"])}
+
+
+def _out_of_memory(step: int, rows: int) -> str:
+    fix = "set recompute: full, a smaller loss_chunk_tokens, or more parallel.shard"
+    if rows > 1:
+        fix = f"set micro_rows: {rows // 2} (the result is the same but for rounding), or recompute: full"
+    return fault("out of memory", where=f"step {step}", found=f"{rows} rows in one forward pass", fix=fix)
 
 
 def _identity_of(config: TrainConfig) -> dict[str, Any]:
