@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,7 @@ def run(config: Config, inputs: Inputs, out: Path, job: Job) -> dict[str, Any]:
     from penjing.train.loop import figures_of
 
     spec = {"config": config.model_dump(mode="json"), "out": str(out), "metrics": job.metrics and str(job.metrics),
+            "tensorboard": job.tensorboard,
             "inputs": {name: [str(path) for path in value] if isinstance(value, list | tuple) else value and str(value)
                        for name, value in inputs.items()}}
     launch(spec, processes=processes, job=job, threads=config.threads)
@@ -64,6 +66,17 @@ def carry_out(config: Config, inputs: Inputs, out: Path, job: Job) -> dict[str, 
     identity = {name: hash_tree(path, ignore=frozenset({"stage.json"})) for name, path in _paths(inputs)}
     return train(_part(config, TrainConfig), checkpoint=inputs["checkpoint"], stream=stream, out=out, job=job,
                  teacher=inputs.get("teacher"), held_out=held_out, validation=validation, identity=identity)
+
+
+def work(spec: Mapping[str, Any]) -> None:
+    """What one worker of `train.launch`, torchrun or srun does: the run of `spec` {"config", "inputs", "out", "metrics"}."""
+    out = Path(spec["out"])
+    metrics = spec.get("metrics")
+    job = Job(metrics=Path(metrics) if metrics else None, tensorboard=bool(spec.get("tensorboard")),
+              stop=(out / "state" / "stop").exists)
+    inputs = {name: [Path(path) for path in value] if isinstance(value, list) else None if value is None else Path(value)
+              for name, value in spec["inputs"].items()}
+    carry_out(parse(Config, dict(spec["config"]), where="train"), inputs, out, job)
 
 
 def price(config: Config, inputs: Inputs) -> Estimate:

@@ -18,10 +18,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from penjing import console
+from penjing import console, lookup
 from penjing.contract import Job
 from penjing.errors import ConfigError, GateError, InputError, Interrupted, PenjingError, fault
 
+WORK = "penjing.stages.train:work"
+"""What a worker does with its spec, by name: this room lies below the stages."""
 _FAULTS: dict[int, type[PenjingError]] = {kind.exit_code: kind for kind in (ConfigError, InputError, GateError, Interrupted)}
 
 
@@ -83,19 +85,6 @@ def _once(spec: Mapping[str, Any], processes: int, job: Job, threads: int | None
         flag.unlink(missing_ok=True)
 
 
-def work(spec: Mapping[str, Any]) -> None:
-    """What one worker does: the training run of `spec`, as its environment's rank."""
-    from penjing.stages.train import Config, carry_out
-
-    out = Path(spec["out"])
-    metrics = spec.get("metrics")
-    job = Job(metrics=Path(metrics) if metrics else None, tensorboard=bool(spec.get("tensorboard")),
-              stop=(out / "state" / "stop").exists)
-    inputs = {name: [Path(path) for path in value] if isinstance(value, list) else None if value is None else Path(value)
-              for name, value in spec["inputs"].items()}
-    carry_out(Config.model_validate(spec["config"]), inputs, out, job)
-
-
 def main() -> None:
     """`python -m penjing.train.launch SPEC`: a worker of `launch`, of torchrun or of srun. SPEC is JSON or a file that holds it."""
     from penjing.train.distributed import die_with_parent
@@ -104,7 +93,7 @@ def main() -> None:
     given = sys.argv[1]
     spec = json.loads(given if given.lstrip().startswith("{") else Path(given).read_text(encoding="utf-8"))
     try:
-        work(spec)
+        lookup.attribute(spec.get("work", WORK), what="worker")(spec)
     except PenjingError as error:
         if os.environ.get("RANK", "0") == "0":
             place = Path(spec["out"]) / "state" / "fault.txt"
