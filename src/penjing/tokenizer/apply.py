@@ -3,7 +3,7 @@
 Weights stream from disk to disk; only statistics of the embedding and a few thousand new rows at a time are held.
 """
 
-# ruff: noqa: N815 - arrays carry shape suffixes
+
 from __future__ import annotations
 
 import shutil

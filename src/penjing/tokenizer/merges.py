@@ -8,7 +8,7 @@ merges are exactly those that the token's own spelling would go through alone. H
 only if its own spelling encodes to it, and what a text becomes without that piece is decided by the two parts of its last merge.
 """
 
-# ruff: noqa: N802, N815 - arrays carry shape suffixes
+# ruff: noqa: N802 - arrays carry shape suffixes
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence

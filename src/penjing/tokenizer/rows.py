@@ -5,7 +5,7 @@ what makes the model begin to write the piece, so the first old token counts mor
 new rows are scaled to the usual length of the rows they stand beside, and a little noise keeps any two apart.
 """
 
-# ruff: noqa: N815 - arrays carry shape suffixes
+
 from __future__ import annotations
 
 from collections.abc import Iterator

@@ -5,7 +5,7 @@ Four kinds are known. `sentencepiece-bpe` (LLaMA) joins the neighbouring symbols
 the path of the highest summed score; `wordpiece` (BERT) takes the longest match and is read for counting only.
 """
 
-# ruff: noqa: N815 - arrays carry shape suffixes
+
 from __future__ import annotations
 
 from collections.abc import Sequence
