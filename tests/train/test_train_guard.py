@@ -144,17 +144,8 @@ def loud(tmp_path_factory: pytest.TempPathFactory) -> Any:
 
 
 @pytest.mark.slow
-def test_fp16_gradients_overflow_and_the_scale_backs_off(loud: Any, tmp_path: Path, tiny_tokens: Path) -> None:
-    """As Ziya2 reports, fp16 ends at 65,504; bf16 has fp32's range and loses no step."""
-    checkpoint = loud(300.0)
-    for precision in ("fp16", "bf16"):
-        run(tmp_path / precision, checkpoint, build_stream(STREAM, tiny_tokens), precision=precision, tokens=600, lr=1e-4)
-    assert "overflow" in events(tmp_path / "fp16")
-    assert "overflow" not in events(tmp_path / "bf16")
-
-
-@pytest.mark.slow
 def test_fp16_activations_overflow_and_the_fault_names_bf16(loud: Any, tmp_path: Path, tiny_tokens: Path) -> None:
+    """As Ziya2 reports, fp16 ends at 65,504; bf16 has fp32's range."""
     checkpoint = loud(1e5)
     with pytest.raises(GateError, match="or use bf16"):
         run(tmp_path / "fp16", checkpoint, build_stream(STREAM, tiny_tokens), precision="fp16", tokens=300, lr=1e-4)
