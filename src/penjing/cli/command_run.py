@@ -38,7 +38,10 @@ def run(
 
     def refresh(step: schema.Step, out: Path) -> None:
         if step.output in ("checkpoint", "scores"):
-            render.write_report(place)
+            try:
+                render.write_report(place)
+            except Exception as error:  # a page that cannot be drawn must not stop hours of work; the last call below does raise
+                console.say(f"the report could not be refreshed: {error}")
 
     outcome = runner.run(checked, place, workers=workers, engine=engine, until=until, restart_from=restart_from,
                          tensorboard=tensorboard, after_stage=refresh)
