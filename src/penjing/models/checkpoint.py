@@ -207,6 +207,7 @@ def load_model(path: str | Path, *, dtype: str = "float32", trust_remote_code: b
     if not known and not trust_remote_code:
         raise InputError(fault(f"transformers has no '{config.get('model_type')}'", where=path,
                                fix="its own code would have to run: pass trust_remote_code if you have read it"))
+    transformers.utils.logging.disable_progress_bar()  # stderr belongs to our own progress
     open_checkpoint(path).close()  # names damage in one sentence before transformers meets it
     model, report = kind.from_pretrained(path, dtype=getattr(torch, dtype), output_loading_info=True,
                                          trust_remote_code=trust_remote_code and not known)
