@@ -11,6 +11,7 @@ from typing import Any
 from penjing.files import disk_faults, write_text
 from penjing.report import sections
 from penjing.report.collect import Run, collect
+from penjing.report.denoising import denoisers
 
 
 def write_report(run_dir: Path, *, out: Path | None = None) -> Path:
@@ -42,6 +43,7 @@ def _context(run: Run) -> Mapping[str, Any]:
         "stage_table": sections.stage_table(run),
         "curves": sections.loss_curves(run),
         "bits": sections.bits_per_byte(run),
+        "denoisers": denoisers(run),
         "vocabulary": sections.vocabulary(run),
         "samples": sections.samples(run),
         "durations": sections.durations(run),
