@@ -146,3 +146,18 @@ def test_a_decoder_only_model_is_sent_to_evaluate(made: Path, tmp_path: Path) ->
     with pytest.raises(InputError, match="denoisers are measured on encoder-decoders.*stage evaluate scores the others"):
         denoising_losses.run(denoising_losses.Config(names=["llama"]), inputs, tmp_path / "out", Job())
     shutil.rmtree(tmp_path / "out")
+
+
+def test_a_model_answers_a_prompt_of_its_format(made: Path) -> None:
+    from penjing.generate.sample import Sampling, continue_texts
+
+    # The decoder starts from pad and the encoder reads its end token, as in training.
+    assert read_json(made / "one" / "generation_config.json")["decoder_start_token_id"] == 0
+    sampling = Sampling(max_new_tokens=4, temperature=0)
+    [answer] = continue_texts(made / "one", ["<S> 春天 <extra_id_0>"], sampling=sampling)
+    model, encoder = load_model(made / "one"), load_encoder(made / "tokenizer")
+    ids = torch.tensor([[*encoder.encode("<S> 春天 <extra_id_0>").tolist(), 1]])
+    with torch.inference_mode():
+        out = model.generate(ids, max_new_tokens=4, do_sample=False)[0].tolist()
+    special = set(encoder.special.values()) - {encoder.special["\n"]}
+    assert answer == encoder.decode([number for number in out if number not in special])

@@ -36,13 +36,13 @@ def continue_texts(model: Path | Any, prompts: Sequence[str], *, sampling: Sampl
 
         if not (model / "config.json").is_file():
             raise InputError(fault("not a model", where=model, expected="a directory with config.json and weights"))
-        tokenizer = AutoTokenizer.from_pretrained(str(model))
-        model = load_model(model)
+        path, model = model, load_model(model)  # first: it makes OpenBA known, so that nobody asks to run its code
+        tokenizer = AutoTokenizer.from_pretrained(str(path))
     model.eval()
     found = []
     for index, prompt in enumerate(prompts):
         torch.manual_seed(sampling.seed + index)
-        encoded = _ids(tokenizer, prompt)
+        encoded = _ids(tokenizer, prompt, keep_end=bool(model.config.is_encoder_decoder))
         if not encoded:
             raise InputError(fault("an empty prompt and a tokenizer without a start token", fix="give at least one character"))
         ids = torch.tensor([encoded])
@@ -63,10 +63,10 @@ def continue_texts(model: Path | Any, prompts: Sequence[str], *, sampling: Sampl
     return found
 
 
-def _ids(tokenizer: Any, prompt: str) -> list[int]:
-    """The prompt's ids as training saw the start of a document: the start token when there is one, no end token."""
+def _ids(tokenizer: Any, prompt: str, *, keep_end: bool) -> list[int]:
+    """The prompt's ids as training saw them: the start token when there is one, an end token only for an encoder."""
     ids = list(tokenizer(prompt, add_special_tokens=True)["input_ids"])
-    if len(ids) > 1 and ids[-1] == tokenizer.eos_token_id and not getattr(tokenizer, "is_encoder_decoder", False):
+    if len(ids) > 1 and ids[-1] == tokenizer.eos_token_id and not keep_end:
         ids.pop()
     return ids
 

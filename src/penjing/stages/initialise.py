@@ -70,7 +70,8 @@ def run(config: Config, inputs: Inputs, out: Path, job: Job) -> dict[str, Any]:
         rows = _rows(config.seed, name, tensor.shape, tensor.kind, back if into_residual else deviation)
         outputs.append(Output(name, "F32", tensor.shape, rows))
     write_checkpoint(out, config=made, tensors=outputs, source=inputs["tokenizer"])
-    tokens = {key: made[key] for key in ("bos_token_id", "eos_token_id", "pad_token_id") if made.get(key) is not None}
+    keys = ("bos_token_id", "eos_token_id", "pad_token_id", "decoder_start_token_id")
+    tokens = {key: made[key] for key in keys if made.get(key) is not None}
     write_json(out / "generation_config.json", tokens)
     return {"parameters": count_parameters(made), "vocab_size": made["vocab_size"], "model_type": config.model_type}
 
