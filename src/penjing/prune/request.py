@@ -138,7 +138,7 @@ def wanted(
     if unknown:
         raise ConfigError(fault(f"{family.model_type} has no size '{sorted(unknown)[0]}'", expected=f"one of {', '.join(old)}"))
     sizes = rules.complete(model, {name: _count(value, old[name], name) for name, value in asked.items()})
-    return sizes, _wanted_layers(request, model, history or {})
+    return sizes, _wanted_layers(request, model, history)
 
 
 def check_sizes(
@@ -194,7 +194,7 @@ def placed(request: Request, path: Path) -> Any:
 
 
 def _wanted_layers(
-    request: Request, model: Mapping[str, Any], history: Mapping[str, Sequence[int]]
+    request: Request, model: Mapping[str, Any], history: Mapping[str, Sequence[int]] | None
 ) -> dict[str, int | list[int]]:
     family = of(model)
     old = family.sizes(model)
@@ -219,6 +219,9 @@ def _wanted_layers(
             found[name] = _count(value, count, f"layers of {name}")
             continue
         if request.layer_numbers == "original":
+            if history is None:  # beforehand only their number is known
+                found[name] = len(value) if request.layers is not None else count - len(value)
+                continue
             listed = depth.renumber(value, history.get(name, range(count)), base=request.layer_base)
         else:
             listed = [number - request.layer_base for number in value]
