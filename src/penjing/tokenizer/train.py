@@ -66,13 +66,14 @@ def train_sentencepiece(corpus: Path, config: TrainerConfig, *, languages: list[
 
 
 def character_coverage(lines: list[str], config: TrainerConfig) -> float:
-    """The coverage asked for; else DEFAULT_COVERAGE, or less where characters would take more than half of the pieces."""
+    """The coverage asked for; else DEFAULT_COVERAGE, or less (SentencePiece takes 0.98 at least) where characters would take over half
+    of the pieces."""
     if config.character_coverage is not None:
         return config.character_coverage
     points = np.frombuffer("".join(lines).encode("utf-32-le", errors="surrogatepass"), dtype=np.uint32)
     counts = np.sort(np.bincount(points))[::-1]
     within = float(counts[: config.vocab_size // 2].sum() / max(1, counts.sum()))
-    return min(DEFAULT_COVERAGE, within) if config.byte_fallback else DEFAULT_COVERAGE
+    return max(0.98, min(DEFAULT_COVERAGE, within)) if config.byte_fallback else DEFAULT_COVERAGE
 
 
 def _drawn_lines(corpus: Path, config: TrainerConfig, languages: list[str] | None) -> tuple[list[str], int]:
