@@ -28,6 +28,19 @@ def test_light_rooms_do_not_load_torch() -> None:
     assert done.returncode == 0, done.stderr[-2000:]
 
 
+def test_stages_import_nothing_heavy() -> None:
+    names = [f"penjing.stages.{info.name}" for info in pkgutil.iter_modules([str(ROOT / "stages")])]
+    assert len(names) > 20
+    script = ("import importlib, sys\n"  # `check` imports every stage of a recipe, and is to answer at once
+              f"for name in {names!r}:\n"
+              "    importlib.import_module(name)\n"
+              "    heavy = [item for item in ('numba', 'polars', 'pyarrow', 'sentencepiece', 'tokenizers', 'tiktoken', 'torch',\n"
+              "                               'transformers') if item in sys.modules]\n"
+              "    assert not heavy, (name, heavy)\n")
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]
+
+
 def test_no_junk_rooms() -> None:
     junk = {"utils", "util", "common", "helpers", "base", "misc"}
     assert not [path for path in ROOT.rglob("*.py") if path.stem in junk or junk.intersection(path.parts)]

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 from pydantic import Field, model_validator
 
 from penjing.config import Config as BaseConfig
@@ -24,13 +22,15 @@ from penjing.data.audit.acceptance import (
 )
 from penjing.data.audit.drift import length_bins, shift, stability_index, state
 from penjing.data.audit.indicators import DEFECTS, LEVEL_2, DefectClass, defects, lexicon, measures
-from penjing.data.audit.sheet import conclude, read_marks, read_sheet
-from penjing.data.audit.sheet import judge as judge_marks
-from penjing.data.document import Corpus, open_corpus, shard_batches
 from penjing.data.engine import map_shards
 from penjing.errors import GateError, InputError, fault
 from penjing.files import write_json
 from penjing.stages.hold_out import position
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+    from penjing.data.document import Corpus
 
 VERSION = 1
 INPUTS = {"corpus": CORPUS, "reference": CORPUS + "?", "marks": FILES + "?"}
@@ -81,6 +81,10 @@ class Config(BaseConfig):
 
 def run(config: Config, inputs: Inputs, out: Path, job: Job) -> dict[str, Any]:
     """Write report.json and sample.parquet; GateError after that when the gate says no."""
+    import pyarrow.parquet as pq
+
+    from penjing.data.document import open_corpus
+
     corpus = open_corpus(inputs["corpus"])
     words = [line for path in config.toxic_words for line in _lines(Path(path))]
     found = examine(corpus, out / "state" / "corpus", job, config=config, words=words, label="audit")
@@ -115,6 +119,9 @@ def run(config: Config, inputs: Inputs, out: Path, job: Job) -> dict[str, Any]:
 
 def read_by_people(folder: Path, found: pa.Table, config: Config) -> dict[str, Any]:
     """The decision on what readers marked; InputError when they read another sample or nobody has read anything twice."""
+    from penjing.data.audit.sheet import conclude, read_marks, read_sheet
+    from penjing.data.audit.sheet import judge as judge_marks
+
     items = read_sheet(folder)
     strangers = {item["id"] for item in items if not item["planted"]} - set(found.column("id").to_pylist())
     if strangers:
@@ -136,6 +143,9 @@ def read_by_people(folder: Path, found: pa.Table, config: Config) -> dict[str, A
 
 def examine(corpus: Corpus, folder: Path, job: Job, *, config: Config, words: list[str], label: str) -> pa.Table:
     """The sampled documents of a corpus with their defects and measures, ordered by id."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
     wanted = max(config.least, int(np.ceil(config.fraction * corpus.documents)))
     names = f"{config.seed}/audit/{config.round}"
     units = [
@@ -169,6 +179,11 @@ def _place(name: str | None, salt: str) -> float:
 
 def examine_shard(unit: dict[str, Any]) -> dict[str, Any]:
     """Write the sampled documents of one shard."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    from penjing.data.document import shard_batches
+
     toxic = lexicon(unit["words"])
     rows: list[dict[str, Any]] = []
     for batch in shard_batches(Path(unit["shard"]), columns=["id", "lang", "source", "url", "text"]):

@@ -5,18 +5,19 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import pyarrow.parquet as pq
 from pydantic import Field
 
 from penjing.config import Config as Base
 from penjing.console import say
 from penjing.contract import CORPUS, SCORES, Estimate, Inputs, Job
-from penjing.data.document import Corpus, open_corpus
 from penjing.data.scorecard import ALL, Reason, scorecard
 from penjing.errors import GateError, InputError, fault
 from penjing.files import write_json, write_text
+
+if TYPE_CHECKING:
+    from penjing.data.document import Corpus
 
 VERSION = 1
 INPUTS = {"weathered": CORPUS, "cleaned": CORPUS, "through": CORPUS + "*?"}
@@ -37,6 +38,8 @@ class Config(Base):
 
 def run(config: Config, inputs: Inputs, out: Path, job: Job) -> dict[str, Any]:
     """Writes scores.json and table.txt. GateError, with both written, when a bound of the settings is not reached."""
+    from penjing.data.document import open_corpus
+
     weathered, cleaned = open_corpus(inputs["weathered"]), open_corpus(inputs["cleaned"])
     left = {row["id"]: (row["text"] or "", row["lang"]) for batch in cleaned.batches(columns=["id", "text", "lang"])
             for row in batch.to_pylist()}
@@ -105,6 +108,8 @@ def _rows(corpus: Corpus) -> Iterator[dict[str, Any]]:
 
 
 def _reasons(corpus: Corpus) -> Iterator[tuple[str, Reason]]:
+    import pyarrow.parquet as pq
+
     for path in sorted((corpus.path / "dropped").glob("*.parquet")):
         with pq.ParquetFile(path) as file:
             wanted = [name for name in ("id", "rule", "kept") if name in file.schema_arrow.names]

@@ -13,15 +13,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.compute as pc
-import pyarrow.parquet as pq
 from pydantic import Field, field_validator
 
 from penjing.config import Config as Settings
 from penjing.contract import CORPUS, Estimate, Job
 from penjing.data import readers
-from penjing.data.document import ShardWriter, documents, finish_corpus, shard_counts, tally
 from penjing.data.engine import map_shards
 from penjing.data.readers import Damage, Options
 from penjing.errors import InputError, fault
@@ -113,6 +109,8 @@ def price(config: Config, inputs: Mapping[str, Any]) -> Estimate:
 
 def run(config: Config, inputs: Mapping[str, Any], out: Path, job: Job) -> dict[str, Any]:
     """Read every source into `out`; damaged records go to `out/damaged/<unit>.jsonl`."""
+    from penjing.data.document import finish_corpus, tally
+
     units = list(_units(config, out))
     results = map_shards(collect_unit, units, job=job, label="collect", state=out / "state")
     renamed = _make_ids_unique(out, [unit["name"] for unit in units])
@@ -151,6 +149,8 @@ def run(config: Config, inputs: Mapping[str, Any], out: Path, job: Job) -> dict[
 
 def collect_unit(unit: dict[str, Any]) -> dict[str, Any]:
     """Read one unit's files into one shard; counts of what was damaged."""
+    from penjing.data.document import ShardWriter, documents, tally
+
     source, out = unit["source"], Path(unit["out"])
     limit, taken = source["limit_bytes"], 0
     damaged: dict[str, dict[str, int]] = {}
@@ -280,6 +280,11 @@ def _make_ids_unique(out: Path, shards: list[str]) -> int:
 
     The plan is kept before the first shard is written again, so that an interrupted run ends with the same names.
     """
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    from penjing.data.document import ShardWriter
+
     kept = out / "state" / "ids.json"
     if not kept.is_file():
         write_json(kept, _renames(out, shards))
@@ -295,6 +300,10 @@ def _make_ids_unique(out: Path, shards: list[str]) -> int:
 
 
 def _renames(out: Path, shards: list[str]) -> dict[str, list[tuple[int, str]]]:
+    import pyarrow as pa
+    import pyarrow.compute as pc
+    import pyarrow.parquet as pq
+
     columns = [pq.read_table(out / f"{shard}.parquet", columns=["id"]).column("id") for shard in shards]
     everything = pa.chunked_array([chunk for column in columns for chunk in column.chunks], pa.string())
     counted = everything.value_counts()
@@ -359,5 +368,4 @@ __all__ = [
     "external",
     "price",
     "run",
-    "shard_counts",
 ]

@@ -6,39 +6,24 @@ import functools
 import shutil
 from collections import Counter
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 from pydantic import Field
 
 from penjing.config import Config as BaseConfig
 from penjing.contract import CORPUS, FILES, Estimate, Inputs, Job
-from penjing.data.contamination import Benchmarks, benchmark_files, find, index_benchmarks
-from penjing.data.dedup.sieve import VERDICT_SCHEMA, merge_funnels, sift
-from penjing.data.document import finish_corpus, open_corpus, shard_batches
 from penjing.data.engine import map_shards
 from penjing.errors import InputError, fault
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+    from penjing.data.contamination import Benchmarks
 
 VERSION = 1
 INPUTS = {"corpus": CORPUS, "benchmarks": FILES + "*"}
 OUTPUT = CORPUS
-MATCH_SCHEMA = pa.schema(
-    [
-        ("id", pa.string()),
-        ("lang", pa.string()),
-        ("source", pa.string()),
-        ("benchmark", pa.string()),
-        ("record", pa.string()),
-        ("field", pa.string()),
-        ("shared", pa.int64()),
-        ("coverage", pa.float64()),
-        ("start", pa.int64()),
-        ("end", pa.int64()),
-        ("span", pa.large_string()),
-    ]
-)
 
 
 class Config(BaseConfig):
@@ -56,6 +41,13 @@ class Config(BaseConfig):
 
 def run(config: Config, inputs: Inputs, out: Path, job: Job) -> dict[str, Any]:
     """Write the corpus and matches.parquet, and say how much of which benchmark was found."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    from penjing.data.contamination import benchmark_files
+    from penjing.data.dedup.sieve import merge_funnels
+    from penjing.data.document import finish_corpus, open_corpus
+
     corpus = open_corpus(inputs["corpus"])
     paths = inputs["benchmarks"]
     if not paths:
@@ -96,6 +88,13 @@ def run(config: Config, inputs: Inputs, out: Path, job: Job) -> dict[str, Any]:
 
 def search_shard(unit: dict[str, Any]) -> dict[str, Any]:
     """Write one shard's matches and verdicts, and part it."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    from penjing.data.contamination import find
+    from penjing.data.dedup.sieve import sift
+    from penjing.data.document import shard_batches
+
     benchmarks = _benchmarks(tuple(unit["files"]), unit["n"], unit["template_records"])
     rows: list[dict[str, Any]] = []
     worst: list[float] = []
@@ -135,7 +134,7 @@ def search_shard(unit: dict[str, Any]) -> dict[str, Any]:
         worst += highest.tolist()
         bounds += where
     for path, table in (
-        (Path(unit["matches"]), pa.Table.from_pylist(rows, schema=MATCH_SCHEMA)),
+        (Path(unit["matches"]), pa.Table.from_pylist(rows, schema=_match_schema())),
         (Path(unit["verdicts"]), _verdicts(worst, bounds, drop=unit["action"] == "drop")),
     ):
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -146,6 +145,10 @@ def search_shard(unit: dict[str, Any]) -> dict[str, Any]:
 
 
 def _verdicts(worst: list[float], bounds: list[str | None], *, drop: bool) -> pa.Table:
+    import pyarrow as pa
+
+    from penjing.data.dedup.sieve import VERDICT_SCHEMA
+
     rules = ["contaminated" if drop and share > 0 else None for share in worst]
     return pa.table(
         [
@@ -160,6 +163,8 @@ def _verdicts(worst: list[float], bounds: list[str | None], *, drop: bool) -> pa
 
 @functools.lru_cache(maxsize=2)
 def _benchmarks(files: tuple[str, ...], n: int, template_records: int) -> Benchmarks:
+    from penjing.data.contamination import index_benchmarks
+
     return index_benchmarks([Path(file) for file in files], n=n, template_records=template_records)
 
 
@@ -187,4 +192,24 @@ def price(config: Config, inputs: Inputs) -> Estimate:
     before: Estimate = inputs["corpus"]
     return Estimate(
         documents=before.documents, text_bytes=before.text_bytes, disk_bytes=before.disk_bytes, memory_bytes=800e6
+    )
+
+
+def _match_schema() -> pa.Schema:
+    import pyarrow as pa
+
+    return pa.schema(
+        [
+            ("id", pa.string()),
+            ("lang", pa.string()),
+            ("source", pa.string()),
+            ("benchmark", pa.string()),
+            ("record", pa.string()),
+            ("field", pa.string()),
+            ("shared", pa.int64()),
+            ("coverage", pa.float64()),
+            ("start", pa.int64()),
+            ("end", pa.int64()),
+            ("span", pa.large_string()),
+        ]
     )

@@ -6,25 +6,24 @@ from __future__ import annotations
 import shutil
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 from pydantic import Field
 
 from penjing.config import Config as BaseConfig
 from penjing.contract import CORPUS, Estimate, Inputs, Job
-from penjing.data.dedup.bloom import Bloom, bloom, load_bloom
-from penjing.data.dedup.decide import RULES, Decisions, Rules, decide, ranks
-from penjing.data.dedup.index import read_index, read_tables, sign_shard, write_index
-from penjing.data.dedup.paragraph import repeated_paragraphs, sign_paragraphs
-from penjing.data.dedup.search import Search, searcher
-from penjing.data.dedup.sieve import VERDICT_SCHEMA, merge_funnels, sift
-from penjing.data.dedup.signature import Signatures, SignatureShape, concatenate
-from penjing.data.document import Corpus, finish_corpus, open_corpus
 from penjing.data.engine import map_shards
 from penjing.errors import InputError, fault
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+    from penjing.data.dedup.bloom import Bloom
+    from penjing.data.dedup.decide import Decisions, Rules
+    from penjing.data.dedup.search import Search
+    from penjing.data.dedup.signature import Signatures, SignatureShape
+    from penjing.data.document import Corpus
 
 VERSION = 1
 FILTER = "addresses.safetensors"
@@ -78,6 +77,15 @@ class Config(BaseConfig):
 
 def run(config: Config, inputs: Inputs, out: Path, job: Job) -> dict[str, Any]:
     """Write the corpus without its copies, the copies aside, and give the figures."""
+    import pyarrow as pa
+
+    from penjing.data.dedup.decide import decide
+    from penjing.data.dedup.index import read_index, read_tables, sign_shard
+    from penjing.data.dedup.search import searcher
+    from penjing.data.dedup.sieve import merge_funnels, sift
+    from penjing.data.dedup.signature import concatenate
+    from penjing.data.document import finish_corpus, open_corpus
+
     corpus = open_corpus(inputs["corpus"])
     shape = shape_of(config)
     state = out / "state"
@@ -129,6 +137,8 @@ def run(config: Config, inputs: Inputs, out: Path, job: Job) -> dict[str, Any]:
 
 def shape_of(config: Config) -> SignatureShape:
     """The signatures a configuration needs."""
+    from penjing.data.dedup.signature import SignatureShape
+
     return SignatureShape(
         sketch=config.sketch if config.near != "off" else 0,
         bands=config.bands if config.near in ("minhash", "both") else 0,
@@ -138,6 +148,8 @@ def shape_of(config: Config) -> SignatureShape:
 
 def rules_of(config: Config, seen: Bloom | None, search: Search | None) -> Rules:
     """The decision rules of a configuration; `seen` is the filter of addresses, `search` finds candidates."""
+    from penjing.data.dedup.decide import Rules
+
     return Rules(
         url=config.url,
         url_filter=seen,
@@ -155,6 +167,12 @@ def write_verdicts(
     folder: Path, corpus: Corpus, documents: pa.Table, decisions: Decisions, config: Config, *, old: int
 ) -> list[Path]:
     """One row-aligned verdict file per shard."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    from penjing.data.dedup.decide import RULES
+    from penjing.data.dedup.sieve import VERDICT_SCHEMA
+
     folder.mkdir(parents=True, exist_ok=True)
     bounds = {
         "url": "same address",
@@ -187,6 +205,8 @@ def write_verdicts(
 
 def _address_filter(config: Config, inputs: Inputs, documents: int) -> Bloom | None:
     """The filter of the old corpus, or an empty one; None when addresses are kept whole."""
+    from penjing.data.dedup.bloom import bloom, load_bloom
+
     if not config.url or config.url_filter == "exact":
         return None
     if inputs.get("old") is not None and (Path(inputs["old"]) / "index" / FILTER).is_file():
@@ -206,6 +226,12 @@ def _paragraphs(
     old: int,
 ) -> list[dict[str, Any]]:
     """Per shard what `sift` needs to cut repeated paragraphs; empty dicts when they stay."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    from penjing.data.dedup.decide import ranks
+    from penjing.data.dedup.paragraph import repeated_paragraphs, sign_paragraphs
+
     if config.paragraphs == "off":
         return [{} for _ in corpus.shards]
     signed = [state / "paragraphs" / shard.name for shard in corpus.shards]
@@ -258,12 +284,18 @@ def _clusters(documents: pa.Table, decisions: Decisions, *, old: int) -> dict[st
 def _write_index(
     out: Path, documents: pa.Table, signatures: Signatures, decisions: Decisions, shape: SignatureShape
 ) -> dict[str, Any]:
+    import pyarrow as pa
+
+    from penjing.data.dedup.index import write_index
+
     stays = np.flatnonzero(decisions.rule == 0)
     manifest = write_index(out / "index", documents.take(pa.array(stays)), signatures.take(stays), shape)
     return {key: manifest[key] for key in ("documents", "bytes", "bytes_per_document")}
 
 
 def _no_documents() -> pa.Table:
+    import pyarrow as pa
+
     return pa.table(
         {"id": pa.array([], pa.string()), "source": pa.array([], pa.string()), "url_key": pa.array([], pa.binary(16))}
     )

@@ -11,7 +11,6 @@ from pydantic import Field, field_validator
 
 from penjing.config import Config as Base
 from penjing.contract import CORPUS, Estimate, Inputs, Job
-from penjing.data.document import CorpusWriter, documents, tally
 from penjing.data.exercises import Exercise, exercises, kinds
 from penjing.errors import ConfigError, Interrupted, fault
 from penjing.lookup import did_you_mean
@@ -56,6 +55,8 @@ class Config(Base):
 
 def run(config: Config, inputs: Inputs, out: Path, job: Job) -> dict[str, Any]:
     """Documents of text = prompt, line end, answer; meta holds prompt, answer, task and the kind and result."""
+    from penjing.data.document import CorpusWriter, documents, tally
+
     for leftover in out.glob(".*.tmp"):
         leftover.unlink()
     counted: Counter[str] = Counter()

@@ -11,34 +11,24 @@ import functools
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 from pydantic import field_validator
 
 from penjing.config import Config as Settings
 from penjing.contract import CORPUS, Estimate, Job
-from penjing.data.document import (
-    DROPPED_SCHEMA,
-    Corpus,
-    Counts,
-    ShardWriter,
-    count,
-    finish_corpus,
-    open_corpus,
-    shard_batches,
-    tally,
-)
 from penjing.data.engine import map_shards
-from penjing.data.funnel import SAMPLE_CHARACTERS, SAMPLES, samples_of, sum_funnels
-from penjing.data.measures.facts import PhraseLists
-from penjing.data.normalise import CODE
-from penjing.data.rules import RuleSet, combine, names, phrase_lists
-from penjing.data.rules_apply import Applied, apply, facts_of
 from penjing.errors import InputError, fault
 from penjing.files import write_json
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+    from penjing.data.document import Corpus
+    from penjing.data.measures.facts import PhraseLists
+    from penjing.data.rules import RuleSet
+    from penjing.data.rules_apply import Applied
 
 VERSION = 1
 INPUTS = {"corpus": CORPUS, "measured": CORPUS + "?"}
@@ -64,6 +54,8 @@ class Config(Settings):
     @field_validator("rule_set")
     @classmethod
     def _known(cls, value: str | list[str]) -> str | list[str]:
+        from penjing.data.rules import names
+
         for name in [value] if isinstance(value, str) else value:
             if not name.endswith(".toml") and name not in names():
                 raise ValueError(f"one of {', '.join(names())}, or a .toml file")
@@ -87,6 +79,9 @@ def price(config: Config, inputs: Mapping[str, Any]) -> Estimate:
 
 def run(config: Config, inputs: Mapping[str, Any], out: Path, job: Job) -> dict[str, Any]:
     """Every shard through the rules."""
+    from penjing.data.document import finish_corpus, open_corpus
+    from penjing.data.funnel import sum_funnels
+
     corpus = open_corpus(inputs["corpus"])
     settings = config.model_dump()
     rules = _rules(settings)
@@ -111,6 +106,13 @@ def run(config: Config, inputs: Mapping[str, Any], out: Path, job: Job) -> dict[
 
 def filter_unit(unit: dict[str, Any]) -> dict[str, Any]:
     """One shard through the rules."""
+    import pyarrow as pa
+
+    from penjing.data.document import DROPPED_SCHEMA, Counts, ShardWriter, count, shard_batches, tally
+    from penjing.data.funnel import samples_of
+    from penjing.data.normalise import CODE
+    from penjing.data.rules_apply import apply, facts_of
+
     out, name = Path(unit["out"]), unit["name"]
     key = json.dumps(unit["settings"], sort_keys=True)
     rules, phrases = _compiled(key)
@@ -150,17 +152,23 @@ def filter_unit(unit: dict[str, Any]) -> dict[str, Any]:
 
 
 def _rules(settings: Mapping[str, Any]) -> RuleSet:
+    from penjing.data.rules import combine
+
     sets = settings["rule_set"]
     return combine([sets] if isinstance(sets, str) else sets, overrides=settings["rules"])
 
 
 @functools.lru_cache(maxsize=4)
 def _compiled(key: str) -> tuple[RuleSet, PhraseLists]:
+    from penjing.data.rules import phrase_lists
+
     settings = json.loads(key)
     return _rules(settings), phrase_lists(settings["lexicons"], blocked_domains=settings["blocked_domains"])
 
 
 def _measured(place: Path | None, corpus: Corpus) -> Path | None:
+    from penjing.data.document import open_corpus
+
     if place is None:
         return None
     earlier = open_corpus(place)
@@ -173,6 +181,9 @@ def _measured(place: Path | None, corpus: Corpus) -> Path | None:
 
 def _stats_reader(path: str | None) -> Any:
     """A function that gives the next rows of earlier statistics as columns; a column that is missing is measured again."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
     if path is None:
         return None
     table = pq.read_table(path)
@@ -187,6 +198,8 @@ def _stats_reader(path: str | None) -> Any:
 
 
 def _stats_table(table: pa.Table, applied: Applied, offsets: Any, schema: pa.Schema) -> pa.Table:
+    import pyarrow as pa
+
     columns: dict[str, Any] = {name: table.column(name) for name in ("id", "source", "lang")}
     columns["bytes"] = pa.array(np.diff(offsets), pa.int64())
     columns.update({name: pa.array(applied.stats[name], pa.float32()) for name in schema.names[4:]})
@@ -194,6 +207,8 @@ def _stats_table(table: pa.Table, applied: Applied, offsets: Any, schema: pa.Sch
 
 
 def _dropped(table: pa.Table, applied: Applied) -> pa.Table:
+    import pyarrow as pa
+
     rows = np.flatnonzero(~applied.keep)
     part = table.select(["id", "source", "lang", "text"]).take(pa.array(rows))
     part = part.append_column("rule", pa.array([applied.rule[row] for row in rows.tolist()], pa.string()))
@@ -202,6 +217,8 @@ def _dropped(table: pa.Table, applied: Applied) -> pa.Table:
 
 
 def _cut_samples(table: pa.Table, applied: Applied, samples: list[dict[str, Any]]) -> None:
+    from penjing.data.funnel import SAMPLE_CHARACTERS, SAMPLES
+
     held: dict[str, int] = {}
     for sample in samples:
         held[sample["rule"]] = held.get(sample["rule"], 0) + 1
@@ -231,6 +248,9 @@ def _report(rules: RuleSet, results: list[Mapping[str, Any]], corpus: Corpus, ma
 
 def _histograms(folder: Path, shards: list[str], rules: RuleSet) -> dict[str, Any]:
     """Per measure and language: 40 bins between the 0.5th and 99.5th percentile, and the bounds of the rules that use it."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
     result: dict[str, Any] = {}
     columns = rules.measures_at("document")
     table = pa.concat_tables([pq.read_table(folder / f"{shard}.parquet", columns=["lang", *columns]) for shard in shards])

@@ -7,15 +7,11 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 import xxhash
 from pydantic import Field
 
 from penjing.config import Config as BaseConfig
 from penjing.contract import CORPUS, Estimate, Inputs, Job
-from penjing.data.dedup.sieve import VERDICT_SCHEMA, merge_funnels, sift
-from penjing.data.document import finish_corpus, open_corpus, shard_batches
 from penjing.data.engine import map_shards
 from penjing.errors import GateError, fault
 
@@ -39,6 +35,9 @@ class Config(BaseConfig):
 
 def run(config: Config, inputs: Inputs, out: Path, job: Job) -> dict[str, Any]:
     """Write the chosen part; GateError when it is empty."""
+    from penjing.data.dedup.sieve import merge_funnels
+    from penjing.data.document import finish_corpus, open_corpus
+
     corpus = open_corpus(inputs["corpus"])
     state = out / "state"
     units = [
@@ -81,6 +80,12 @@ def run(config: Config, inputs: Inputs, out: Path, job: Job) -> dict[str, Any]:
 
 def split_shard(unit: dict[str, Any]) -> dict[str, Any]:
     """Write the chosen part of one shard and give its funnel."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    from penjing.data.dedup.sieve import VERDICT_SCHEMA, sift
+    from penjing.data.document import shard_batches
+
     rules: list[str | None] = []
     values: list[float] = []
     bounds: list[str] = []

@@ -5,22 +5,21 @@ from __future__ import annotations
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.compute as pc
 from pydantic import Field
 
 from penjing.config import Config as BaseConfig
 from penjing.contract import CORPUS, Estimate, Inputs, Job
-from penjing.data.dedup.sieve import empty_funnel, merge_funnels
-from penjing.data.document import Corpus, ShardWriter, finish_corpus, open_corpus, shard_batches, tally
 from penjing.data.engine import map_shards
 from penjing.data.mixture import Share, plan, times
 from penjing.errors import InputError, fault
 from penjing.files import write_json
 from penjing.stages.hold_out import position
+
+if TYPE_CHECKING:
+    from penjing.data.document import Corpus
 
 VERSION = 1
 BYTES_PER_TOKEN = 4.0
@@ -47,6 +46,9 @@ class Config(BaseConfig):
 
 def run(config: Config, inputs: Inputs, out: Path, job: Job) -> dict[str, Any]:
     """Write the mixture and mixture.json with the shares wanted and got."""
+    from penjing.data.dedup.sieve import merge_funnels
+    from penjing.data.document import finish_corpus, open_corpus
+
     paths: list[Path] = inputs["corpora"]
     corpora = [open_corpus(Path(path)) for path in paths]
     if not corpora:
@@ -90,6 +92,12 @@ def run(config: Config, inputs: Inputs, out: Path, job: Job) -> dict[str, Any]:
 
 def take_shard(unit: dict[str, Any]) -> dict[str, Any]:
     """Write each document of a shard as often as its source's epochs say; repeats get an id of their own."""
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    from penjing.data.dedup.sieve import empty_funnel
+    from penjing.data.document import ShardWriter, shard_batches, tally
+
     funnel = empty_funnel()
     repeats = 0
     taken: dict[str, dict[str, int]] = {}

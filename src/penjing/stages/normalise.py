@@ -4,26 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import pyarrow as pa
 from pydantic import Field
 
 from penjing.config import Config as Settings
 from penjing.contract import CORPUS, Estimate, Job
-from penjing.data import normalise
-from penjing.data.document import (
-    DROPPED_SCHEMA,
-    Counts,
-    ShardWriter,
-    count,
-    finish_corpus,
-    open_corpus,
-    shard_batches,
-    tally,
-)
 from penjing.data.engine import map_shards
-from penjing.data.funnel import samples_of, sum_funnels
+
+if TYPE_CHECKING:
+    from penjing.data import normalise
 
 VERSION = 1
 INPUTS = {"corpus": CORPUS}
@@ -69,6 +59,9 @@ def price(config: Config, inputs: Mapping[str, Any]) -> Estimate:
 
 def run(config: Config, inputs: Mapping[str, Any], out: Path, job: Job) -> dict[str, Any]:
     """Every shard of the corpus through `data.normalise`; dropped documents in `out/dropped/`."""
+    from penjing.data.document import finish_corpus, open_corpus
+    from penjing.data.funnel import sum_funnels
+
     corpus = open_corpus(inputs["corpus"])
     settings = config.model_dump()
     units: list[dict[str, Any]] = [{"name": shard.stem, "shard": shard, "out": out, "settings": settings}
@@ -85,6 +78,12 @@ def run(config: Config, inputs: Mapping[str, Any], out: Path, job: Job) -> dict[
 
 def normalise_unit(unit: dict[str, Any]) -> dict[str, Any]:
     """One shard in, one shard out; the part of the funnel it makes."""
+    import pyarrow as pa
+
+    from penjing.data import normalise
+    from penjing.data.document import DROPPED_SCHEMA, Counts, ShardWriter, count, shard_batches, tally
+    from penjing.data.funnel import samples_of
+
     settings = _settings(unit["settings"])
     out, name = Path(unit["out"]), unit["name"]
     came = Counts()
@@ -106,6 +105,8 @@ def normalise_unit(unit: dict[str, Any]) -> dict[str, Any]:
 
 
 def _settings(values: Mapping[str, Any]) -> normalise.Settings:
+    from penjing.data import normalise
+
     plain: dict[str, Any] = {key: tuple(value) if isinstance(value, list) else value for key, value in values.items()}
     plain["min_score"] = tuple(sorted(values["min_score"].items()))
     return normalise.Settings(**plain)

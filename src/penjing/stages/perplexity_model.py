@@ -4,22 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
-import pyarrow as pa
-import pyarrow.compute as pc
 from pydantic import Field
 
 from penjing.config import Config as BaseConfig
 from penjing.console import say
 from penjing.contract import CORPUS, FILES, Estimate, Inputs, Job
-from penjing.data.document import Corpus, open_corpus
 from penjing.data.engine import stop_if_asked
-from penjing.data.perplexity.model import tables_of, train, write_arpa
-from penjing.data.perplexity.store import save_language, write_manifest
-from penjing.data.perplexity.units import Vocabulary, count_tokens, train_pieces
 from penjing.errors import InputError, fault
 from penjing.stages.hold_out import position
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+    from penjing.data.document import Corpus
+    from penjing.data.perplexity.units import Vocabulary
 
 VERSION = 1
 INPUTS = {"corpus": CORPUS}
@@ -52,6 +52,9 @@ class Config(BaseConfig):
 
 def run(config: Config, inputs: Inputs, out: Path, job: Job) -> dict[str, Any]:
     """Write one model per language and give their sizes."""
+    from penjing.data.document import open_corpus
+    from penjing.data.perplexity.store import write_manifest
+
     corpus = open_corpus(inputs["corpus"])
     made: dict[str, Any] = {}
     for lang in config.languages:
@@ -76,6 +79,11 @@ def run(config: Config, inputs: Inputs, out: Path, job: Job) -> dict[str, Any]:
 
 
 def _train_language(config: Config, corpus: Corpus, lang: str, size: int, out: Path) -> dict[str, Any]:
+    import pyarrow.compute as pc
+
+    from penjing.data.perplexity.model import tables_of, train, write_arpa
+    from penjing.data.perplexity.store import save_language
+
     share = min(1.0, config.text_bytes / size)
     seen = {"documents": 0, "bytes": 0}
     for batch in _texts(corpus, lang, share, config.seed):
@@ -104,6 +112,8 @@ def _train_language(config: Config, corpus: Corpus, lang: str, size: int, out: P
 
 
 def _vocabulary(config: Config, corpus: Corpus, lang: str, share: float, out: Path) -> Vocabulary:
+    from penjing.data.perplexity.units import count_tokens, train_pieces
+
     texts = _texts(corpus, lang, share, config.seed)
     if config.units == "tokens":
         return count_tokens(texts, min_count=config.min_count, largest=config.vocabulary)
@@ -111,6 +121,9 @@ def _vocabulary(config: Config, corpus: Corpus, lang: str, share: float, out: Pa
 
 
 def _texts(corpus: Corpus, lang: str, share: float, seed: int) -> Iterator[pa.Array]:
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
     for batch in corpus.batches(["id", "text", "lang"], rows=1024):
         chosen = pc.fill_null(pc.equal(batch.column("lang"), lang), False)
         if share < 1:

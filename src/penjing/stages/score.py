@@ -4,38 +4,22 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.compute as pc
-import pyarrow.parquet as pq
 from pydantic import Field, model_validator
 
 from penjing.config import Config as BaseConfig
 from penjing.contract import CORPUS, FILES, Estimate, Inputs, Job
-from penjing.data.dedup.sieve import VERDICT_SCHEMA, merge_funnels, sift
-from penjing.data.document import finish_corpus, open_corpus, shard_batches
 from penjing.data.engine import map_shards
-from penjing.data.perplexity.store import load_language, manifest
 from penjing.data.perplexity.tiers import FILE, cutoffs, read_cutoffs, tier_of, write_cutoffs
+
+if TYPE_CHECKING:
+    import pyarrow as pa
 
 VERSION = 1
 INPUTS = {"corpus": CORPUS, "model": FILES, "frozen": CORPUS + "?"}
 OUTPUT = CORPUS
-SCORE_SCHEMA = pa.schema(
-    [
-        ("id", pa.string()),
-        ("lang", pa.string()),
-        ("source", pa.string()),
-        ("perplexity", pa.float64()),
-        ("log_probability", pa.float64()),
-        ("words", pa.int64()),
-        ("unknown", pa.int64()),
-        ("bytes", pa.int64()),
-        ("tier", pa.string()),
-    ]
-)
 
 
 class Config(BaseConfig):
@@ -67,6 +51,10 @@ class Config(BaseConfig):
 
 def run(config: Config, inputs: Inputs, out: Path, job: Job) -> dict[str, Any]:
     """Write the corpus without what is dropped, `scores/` beside it, and `cutoffs.json`, which later data can be cut by."""
+    from penjing.data.dedup.sieve import merge_funnels
+    from penjing.data.document import finish_corpus, open_corpus
+    from penjing.data.perplexity.store import manifest
+
     corpus = open_corpus(inputs["corpus"])
     model = Path(inputs["model"])
     languages = sorted(manifest(model)["languages"])
@@ -136,6 +124,12 @@ def run(config: Config, inputs: Inputs, out: Path, job: Job) -> dict[str, Any]:
 
 def score_shard(unit: dict[str, Any]) -> dict[str, Any]:
     """Write the scores of one shard, row by row, without tiers."""
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    from penjing.data.document import shard_batches
+    from penjing.data.perplexity.store import load_language
+
     tables = []
     wanted = ["id", "lang", "source", "text"]
     for batch in shard_batches(Path(unit["shard"]), columns=wanted, rows=2048):
@@ -164,15 +158,20 @@ def score_shard(unit: dict[str, Any]) -> dict[str, Any]:
                     "bytes": sizes,
                     "tier": pa.nulls(size, pa.string()),
                 },
-                schema=SCORE_SCHEMA,
+                schema=_score_schema(),
             )
         )
-    _write(Path(unit["to"]), pa.concat_tables(tables) if tables else SCORE_SCHEMA.empty_table())
+    _write(Path(unit["to"]), pa.concat_tables(tables) if tables else _score_schema().empty_table())
     return {"documents": sum(table.num_rows for table in tables)}
 
 
 def tier_shard(unit: dict[str, Any]) -> dict[str, Any]:
     """Give every document of a shard its tier, write the scores, and part the shard."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    from penjing.data.dedup.sieve import VERDICT_SCHEMA, sift
+
     table = pq.read_table(unit["raw"])
     groups = read_cutoffs(Path(unit["cutoffs"]))
     names = _groups(table, unit["languages"], unit["sources"], per_source=unit["per_source"])
@@ -224,6 +223,8 @@ def _groups(table: pa.Table, languages: list[str], sources: list[str], *, per_so
 
 
 def _cut(config: Config, raw: list[Path], languages: list[str]) -> dict[str, Any]:
+    import pyarrow.parquet as pq
+
     values: dict[str, list[np.ndarray]] = {}
     weights: dict[str, list[np.ndarray]] = {}
     for path in raw:
@@ -266,6 +267,8 @@ def _sum_tiers(parts: Any) -> dict[str, Any]:
 
 
 def _write(path: Path, table: pa.Table) -> None:
+    import pyarrow.parquet as pq
+
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.tmp")
     pq.write_table(table, temporary, compression="zstd")
@@ -286,4 +289,22 @@ def price(config: Config, inputs: Inputs) -> Estimate:
         disk_bytes=part(before.disk_bytes),
         memory_bytes=1.5e9,
         notes=("shares of bytes differ from shares of documents",),
+    )
+
+
+def _score_schema() -> pa.Schema:
+    import pyarrow as pa
+
+    return pa.schema(
+        [
+            ("id", pa.string()),
+            ("lang", pa.string()),
+            ("source", pa.string()),
+            ("perplexity", pa.float64()),
+            ("log_probability", pa.float64()),
+            ("words", pa.int64()),
+            ("unknown", pa.int64()),
+            ("bytes", pa.int64()),
+            ("tier", pa.string()),
+        ]
     )

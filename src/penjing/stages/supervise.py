@@ -11,13 +11,11 @@ import re
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
 import xxhash
 from pydantic import Field
 
 from penjing.config import Config as Base
 from penjing.contract import CORPUS, Estimate, Inputs, Job
-from penjing.data.document import SCHEMA, ShardWriter, count, finish_corpus, open_corpus, shard_batches, tally
 from penjing.errors import GateError, InputError, Interrupted, fault
 
 VERSION = 1
@@ -45,6 +43,10 @@ class Config(Base):
 
 def run(config: Config, inputs: Inputs, out: Path, job: Job) -> dict[str, Any]:
     """Documents of text = prompt + answer whose meta holds `prompt`, `answer` and `task`; items without either are set aside."""
+    import pyarrow as pa
+
+    from penjing.data.document import SCHEMA, ShardWriter, count, finish_corpus, open_corpus, shard_batches, tally
+
     corpus = open_corpus(inputs["corpus"])
     funnel: dict[str, Any] = {"in": {}, "out": {}, "dropped": {}, "samples": []}
     tasks: dict[str, int] = {}
@@ -75,6 +77,8 @@ def price(config: Config, inputs: Inputs) -> Estimate:
 
 
 def _item(config: Config, row: dict[str, Any], funnel: dict[str, Any], tasks: dict[str, int]) -> dict[str, Any] | None:
+    from penjing.data.document import tally
+
     lang, size = row["lang"] or "", len((row["text"] or "").encode())
     tally(funnel["in"], lang, 1, size)
     meta = {"text": row["text"] or "", **json.loads(row["meta"] or "{}")}

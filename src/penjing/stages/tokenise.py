@@ -13,22 +13,23 @@ from collections.abc import Iterator, Mapping
 from fnmatch import fnmatchcase
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import pyarrow.parquet as pq
 from pydantic import Field, field_validator
 
 from penjing import contract
 from penjing.config import Config as Settings
 from penjing.contract import Estimate, Inputs, Job
-from penjing.data.document import Corpus, open_corpus, shard_batches
 from penjing.data.engine import map_shards
 from penjing.errors import ConfigError, InputError, fault
 from penjing.files import hash_file
 from penjing.objectives.shards import ShardWriter, dtype_for, open_shard
 from penjing.objectives.tokens import file_name, write_manifest
 from penjing.tokenizer.encode import CHECKED_DOCUMENTS, Encoder, load_encoder
+
+if TYPE_CHECKING:
+    from penjing.data.document import Corpus
 
 VERSION = 2
 INPUTS = {"corpus": contract.CORPUS, "tokenizer": contract.TOKENIZER}
@@ -73,6 +74,10 @@ class Config(Settings):
 
 def run(config: Config, inputs: Inputs, out: Path, job: Job) -> dict[str, Any]:
     """Write the TOKENS directory; figures: documents, tokens and bytes by source and language, and the funnel."""
+    import pyarrow.parquet as pq
+
+    from penjing.data.document import open_corpus
+
     corpus = open_corpus(inputs["corpus"])
     encoder = load_encoder(inputs["tokenizer"], special_tokens=config.special_tokens)
     eos_id = _eos(config, encoder)
@@ -157,6 +162,8 @@ def tokenise_part(unit: dict[str, Any]) -> dict[str, Any]:
 def _documents(unit: dict[str, Any], config: Config,
                encoder: Encoder) -> Iterator[tuple[str, str, list[np.ndarray], int]]:
     """(source, language, ids of its sequences, bytes of text) of every document, encoded `_ROWS` at a time."""
+    import pyarrow.parquet as pq
+
     with pq.ParquetFile(unit["shard"]) as file:
         columns = [name for name in ("id", "source", "text", "lang", "meta") if name in file.schema_arrow.names]
         for batch in file.iter_batches(batch_size=_ROWS, row_groups=[unit["group"]], columns=columns, use_threads=False):
@@ -283,6 +290,8 @@ def _eos(config: Config, encoder: Encoder) -> int:
 
 def _settle_engine(encoder: Encoder, corpus: Corpus) -> None:
     """Let the encoder compare its engines on documents from all over the corpus, once, so that every part uses the same."""
+    from penjing.data.document import shard_batches
+
     shards = corpus.shards[:: max(len(corpus.shards) // 16, 1)][:16]
     share = CHECKED_DOCUMENTS // max(len(shards), 1)
     for shard in shards:

@@ -15,7 +15,6 @@ from pydantic import Field
 from penjing.config import Config as Base
 from penjing.console import say
 from penjing.contract import CORPUS, Estimate, Inputs, Job
-from penjing.data.document import CorpusWriter, documents, open_corpus, tally
 from penjing.data.weather import language, weather
 from penjing.errors import InputError, Interrupted, fault
 
@@ -49,6 +48,8 @@ class Config(Base):
 
 def run(config: Config, inputs: Inputs, out: Path, job: Job) -> dict[str, Any]:
     """Reads the whole corpus into memory: about three times its size is needed."""
+    from penjing.data.document import CorpusWriter, documents, open_corpus
+
     corpus = open_corpus(inputs["corpus"])
     rows = [row for batch in corpus.batches() for row in batch.to_pylist()]
     if not rows:
@@ -89,6 +90,8 @@ def _forget(row: dict[str, Any]) -> dict[str, Any]:
 
 def _figures(before: list[dict[str, Any]], after: list[dict[str, Any]]) -> dict[str, Any]:
     """Counts by language and kind. Here in + added = out: weather drops nothing."""
+    from penjing.data.document import tally
+
     came: dict[str, dict[str, int]] = {}
     went: dict[str, dict[str, int]] = {}
     added: dict[str, dict[str, int]] = {}
