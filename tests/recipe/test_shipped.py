@@ -116,7 +116,8 @@ def test_any_checkpoint_takes_the_place_of_the_base(shared: Path, quick: Path, t
 def test_bilingual_small_runs_whole(shared: Path, tmp_path: Path) -> None:
     sets = [f"data={shared}", f"base={shared / 'models' / 'stories260K'}", "source_bytes=60000", "stage-1.tokens=16000",
             "stage-2.tokens=8000", "stage-3.tokens=8000", "layers-recovered.tokens=8000", "width-recovered.tokens=8000",
-            "scores.documents_per_language=2", "scores.max_new_tokens=8", "grown.size=1024", "grown-random.size=1024", "grown-mean.size=1024",
+            "scores.documents_per_language=2", "scores.max_new_tokens=8", "grown.size=1024",
+            "grown-random.size=1024", "grown-mean.size=1024",
             "exercises.count=200", "held-out.fraction=0.1", "clean.fraction=0.1"]
     done = subprocess.run(command("bilingual-small", tmp_path / "run", sets), capture_output=True, text=True)
     assert done.returncode == 0, done.stderr

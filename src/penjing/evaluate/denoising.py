@@ -8,7 +8,7 @@ Intervals are 95% bootstraps over pieces.
 Legend: N pieces, K denoisers, B rows of a batch, E encoder and D decoder positions.
 """
 
-# ruff: noqa: N815 - arrays carry shape suffixes
+
 from __future__ import annotations
 
 import math
