@@ -31,6 +31,7 @@ def test_light_rooms_do_not_load_torch() -> None:
 def test_stages_import_nothing_heavy() -> None:
     names = [f"penjing.stages.{info.name}" for info in pkgutil.iter_modules([str(ROOT / "stages")])]
     assert len(names) > 20
+    names += ["penjing.data.rules", "penjing.data.measures.edits"]  # rule sets are checked too
     script = ("import importlib, sys\n"  # `check` imports every stage of a recipe, and is to answer at once
               f"for name in {names!r}:\n"
               "    importlib.import_module(name)\n"

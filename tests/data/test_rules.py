@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 from penjing.data import rules
 from penjing.data.kernels import views
 from penjing.data.kernels.words import spans_of
-from penjing.data.measures import edits, measures
+from penjing.data.measures import LEVELS, edits, measures
+from penjing.data.measures import names as measure_names
 from penjing.data.rules_apply import apply, facts_of, measured
 from penjing.errors import ConfigError
 
@@ -240,3 +241,8 @@ def test_a_share_exactly_at_its_bound_is_not_beyond_it() -> None:
     rule = next(rule for rule in rules.load("gopher").rules if rule.id == "dup_para_frac")
     shares = np.array([3 / 10, 0.300001, 0.299999], np.float32)
     assert rule.fires(shares, "en").tolist() == [False, True, False]
+
+
+@pytest.mark.parametrize("level", LEVELS)
+def test_measure_names_read_from_the_source_are_those_of_the_module(level: str) -> None:
+    assert measure_names(level) == tuple(measures(level))

@@ -13,17 +13,18 @@ import tomllib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
-from penjing.data.kernels.phrases import compile_phrases
-from penjing.data.measures import LEVELS, measure
+from penjing.data.measures import LEVELS, check
 from penjing.data.measures.edits import EDITS
-from penjing.data.measures.facts import PhraseLists
 from penjing.errors import ConfigError, InputError, fault
 from penjing.lookup import did_you_mean
+
+if TYPE_CHECKING:
+    from penjing.data.measures.facts import PhraseLists
 
 LANGUAGES = ("zh", "en")
 ACTIONS = {"document": ("drop", "flag"), "paragraph": ("cut", "flag", "edit"), "sentence": ("cut", "flag", "edit", "mask")}
@@ -151,6 +152,9 @@ def combine(names_or_paths: Sequence[str], *, overrides: Mapping[str, Any] | Non
 
 def phrase_lists(lexicons: Mapping[str, Sequence[str]] | None = None, *, blocked_domains: Sequence[str] = ()) -> PhraseLists:
     """The shipped phrase lists together with the operator's files: {"strict": [paths], "soft": [...], "political": [...], …}."""
+    from penjing.data.kernels.phrases import compile_phrases
+    from penjing.data.measures.facts import PhraseLists
+
     shipped = tomllib.loads((_FOLDER / "phrases.toml").read_text(encoding="utf-8"))
     lists: dict[str, list[str]] = {key: list(value) for key, value in shipped.items() if isinstance(value, list)}
     for key in ("strict", "soft", "political"):
@@ -202,7 +206,7 @@ def _rule(entry: Mapping[str, Any], where: str) -> Rule:
     measured = {lang: str(named[lang]) for lang in LANGUAGES if lang in named} if isinstance(named, dict) else \
         dict.fromkeys(LANGUAGES, str(named))
     for name in measured.values():
-        measure(level, name)
+        check(level, name)
     test = str(entry.get("test"))
     if test not in (*_TESTS, "outside"):
         raise ConfigError(fault(f"unknown test '{test}'", where=where, expected=f"one of {', '.join(_TESTS)}, outside"))

@@ -6,11 +6,15 @@ large_string keeps them. Text must be valid UTF-8, which Arrow's string type gua
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import numpy as np
 import numpy.typing as npt
-import pyarrow as pa
 
 from penjing.errors import InputError, fault
+
+if TYPE_CHECKING:
+    import pyarrow as pa
 
 Bytes = npt.NDArray[np.uint8]
 Offsets = npt.NDArray[np.int64]
@@ -21,6 +25,8 @@ def views(column: pa.Array | pa.ChunkedArray) -> tuple[Bytes, Offsets]:
 
     Raises InputError when the column holds bytes that are not UTF-8.
     """
+    import pyarrow as pa
+
     if isinstance(column, pa.ChunkedArray):
         column = column.combine_chunks() if column.num_chunks != 1 else column.chunk(0)
     column = column.cast(pa.large_string())
@@ -40,4 +46,6 @@ def views(column: pa.Array | pa.ChunkedArray) -> tuple[Bytes, Offsets]:
 
 def to_column(data: Bytes, offsets: Offsets) -> pa.Array:
     """A large_string column over the buffers a kernel wrote."""
+    import pyarrow as pa
+
     return pa.LargeStringArray.from_buffers(len(offsets) - 1, pa.py_buffer(offsets), pa.py_buffer(data))

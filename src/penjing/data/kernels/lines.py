@@ -14,6 +14,7 @@ import numpy.typing as npt
 from numba import njit
 
 from penjing.data.kernels import Bytes, Offsets
+from penjing.data.kernels.bits import AT, BULLET, CELLS, CUT_BRACKET, DOTTED, HEADING, LONG_NUMBER, SPACED_HAN, SQUARE, URL
 from penjing.data.kernels.characters import (
     CATEGORIES,
     DIGIT,
@@ -42,10 +43,6 @@ first, last: code points after trimming; terminal: 2 when the very last characte
 space, quotes or brackets follow it, or it is an ellipsis; bits: see URL … ; unpunctuated: longest stretch of characters
 without punctuation."""
 COLUMN = {name: index for index, name in enumerate(FACTS)}
-
-URL, AT, LONG_NUMBER, DOTTED, SPACED_HAN, SQUARE, CUT_BRACKET, BULLET, CELLS, HEADING = 1, 2, 4, 8, 16, 32, 64, 128, 256, 512
-"""Bits: holds http:// or www.; an @; 11 digits in a row; three numbers joined by dots; Han, space, Han; `[`; `<`; starts with
-a bullet; is made of cells between pipes; begins like a heading or a list item (#, -, `1.`, 一、, 第…章)."""
 
 _TERMINAL = ".!?。！？…؟।｡．‼⁇⁈⁉"
 _CLOSING = "\"'”’）)】」』》]"

@@ -4,9 +4,11 @@ its first docstring line says what it gives and in which unit. An edit is a func
 
 from __future__ import annotations
 
+import ast
 import functools
 import inspect
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -23,10 +25,23 @@ Values = npt.NDArray[np.float32]
 def measure(level: str, name: str) -> Callable[..., Any]:
     """The measure called `name` at a level; ConfigError, with the nearest name, when there is none."""
     known = measures(level)
+    check(level, name)
+    return known[name]
+
+
+def check(level: str, name: str) -> None:
+    """ConfigError, with the nearest name, when a level has no measure `name`."""
+    known = names(level)
     if name not in known:
         raise ConfigError(fault(f"unknown {level} measure '{name}'", expected=f"one of {', '.join(sorted(known))}",
                                 fix=did_you_mean(name, known)))
-    return known[name]
+
+
+@functools.cache
+def names(level: str) -> tuple[str, ...]:
+    """Names of the measures of a level, read from the source: importing one takes compiled kernels along."""
+    tree = ast.parse((Path(__file__).parent / f"{level}.py").read_text(encoding="utf-8"))
+    return tuple(item.name for item in tree.body if isinstance(item, ast.FunctionDef) and not item.name.startswith("_"))
 
 
 @functools.cache

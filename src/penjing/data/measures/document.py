@@ -6,7 +6,7 @@ from urllib.parse import urlsplit
 
 import numpy as np
 
-from penjing.data.kernels.lines import BULLET
+from penjing.data.kernels.bits import BULLET
 from penjing.data.kernels.words import ALL_SYMBOLS, HAS_LETTER
 from penjing.data.measures.facts import Facts, Floats, share
 

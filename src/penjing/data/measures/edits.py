@@ -9,7 +9,7 @@ import re
 from collections.abc import Callable
 from datetime import date
 
-from penjing.data.kernels.lines import AT, DOTTED, LONG_NUMBER, SPACED_HAN, SQUARE, URL
+from penjing.data.kernels.bits import AT, DOTTED, LONG_NUMBER, SPACED_HAN, SQUARE, URL
 
 HAN = "\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff"
 _CITATION = re.compile(r"\[\d{1,4}\]|\[edit\]|\[citation needed\]|\[编辑\]|\[来源请求\]|\[註 \d{1,3}\]|\[注 \d{1,3}\]")

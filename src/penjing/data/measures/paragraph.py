@@ -6,7 +6,7 @@ import re
 
 import numpy as np
 
-from penjing.data.kernels.lines import AT, CELLS, HEADING, LONG_NUMBER, URL
+from penjing.data.kernels.bits import AT, CELLS, HEADING, LONG_NUMBER, URL
 from penjing.data.measures.facts import Facts, Floats
 
 _COUNTER = re.compile(
