@@ -220,3 +220,19 @@ def test_a_filter_of_addresses_goes_on_with_a_later_crawl(tmp_path: Path) -> Non
     out, figures = run(tmp_path, later, "later", shards=1, old=first, **settings)
     assert kept(out) == {"l2"}
     assert figures["near"]["address_filter"]["keys"] == 2
+
+
+def test_shards_without_documents_change_nothing(tmp_path: Path) -> None:
+    """Earlier stages may leave a shard empty: first, in the middle, last, or two in a row."""
+    from penjing.data.document import SCHEMA, ShardWriter, finish_corpus
+
+    plain = make(tmp_path / "plain", rows(), shards=2)
+    holed = make(tmp_path / "holed", rows(), shards=2)
+    for name in ("aaa-empty", "part-00000x", "part-00000y", "zzz-empty"):
+        with ShardWriter(holed / f"{name}.parquet") as writer:
+            writer.write(SCHEMA.empty_table())
+    finish_corpus(holed, provenance={})
+    for source in (plain, holed):
+        (tmp_path / f"{source.name}-out").mkdir()
+        dedup.run(dedup.Config(near="both"), {"corpus": source}, tmp_path / f"{source.name}-out", Job())
+    assert kept(tmp_path / "holed-out") == kept(tmp_path / "plain-out")

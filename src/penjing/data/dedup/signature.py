@@ -115,9 +115,11 @@ def exact_keys(folded: Folded) -> np.ndarray:
 
 def concatenate(parts: list[Signatures]) -> Signatures:
     """One set of signatures out of several, in order."""
-    offsets = [np.zeros(1, np.int64)]
+    parts = [part for part in parts if len(part.keys)] or parts[:1]  # shards that earlier stages left empty have no shape
+    offsets, end = [np.zeros(1, np.int64)], 0
     for part in parts:
-        offsets.append(part.sketch_offsets[1:] - part.sketch_offsets[0] + offsets[-1][-1])
+        offsets.append(part.sketch_offsets[1:] - part.sketch_offsets[0] + end)
+        end = int(offsets[-1][-1]) if len(offsets[-1]) else end
     columns = {
         name: np.concatenate([getattr(part, name) for part in parts])
         for name in ("keys", "letters", "tokens", "simhash", "bands", "sketch", "tops")
