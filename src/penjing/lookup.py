@@ -6,6 +6,7 @@ Code outside the tree is named `package.module:attribute`.
 from __future__ import annotations
 
 import difflib
+import functools
 import importlib
 import importlib.util
 import pkgutil
@@ -26,13 +27,18 @@ def did_you_mean(name: str, known: Iterable[str]) -> str | None:
     return f"did you mean '{near[0]}'?" if near else None
 
 
-def names(package: str) -> list[str]:
-    """The public module names directly inside `package`, as users write them (`verify-tokenizer`, not `verify_tokenizer`)."""
+@functools.cache
+def _listed(package: str) -> tuple[str, ...]:
     spec = importlib.util.find_spec(package)
     if spec is None or spec.submodule_search_locations is None:
         raise ValueError(f"{package} is not a package")
     found = pkgutil.iter_modules(list(spec.submodule_search_locations))
-    return sorted(module.name.replace("_", "-") for module in found if not module.name.startswith("_"))
+    return tuple(sorted(module.name.replace("_", "-") for module in found if not module.name.startswith("_")))
+
+
+def names(package: str) -> list[str]:
+    """The public module names directly inside `package`, as users write them (`verify-tokenizer`, not `verify_tokenizer`)."""
+    return list(_listed(package))
 
 
 def module(package: str, name: str, *, what: str) -> ModuleType:
