@@ -143,7 +143,7 @@ def _from_json(file: Path, folder: Path, *, special_tokens: bool, threads: int, 
 
     def by_library(texts: Sequence[str]) -> list[Ids]:
         encoded = library.encode_batch_fast(list(texts), add_special_tokens=False)
-        return [np.array(item.ids, np.int32) for item in encoded]
+        return [np.fromiter(ids := item.ids, np.int32, len(ids)) for item in encoded]
 
     if not special_tokens:
         library.encode_special_tokens = True
@@ -318,7 +318,7 @@ def _from_sentencepiece(file: Path, folder: Path, *, special_tokens: bool, threa
     outside = {text: number for text, number in added.items() if number >= processor.GetPieceSize()}
 
     def plain(texts: Sequence[str]) -> list[Ids]:
-        return [np.array(ids, np.int32) for ids in processor.Encode(list(texts), num_threads=threads)]
+        return [np.fromiter(ids, np.int32, len(ids)) for ids in processor.Encode(list(texts), num_threads=threads)]
 
     def split(texts: Sequence[str]) -> list[Ids]:
         cuts = [_split_at(text, outside) for text in texts]
