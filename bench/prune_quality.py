@@ -1,11 +1,15 @@
 """How much a cut costs: every way of choosing what to keep, on models trained with AdamW on real Chinese and English text.
 
-    python bench/prune_quality.py --prepare            trains the tokenizer and one base model per seed (cached under /tmp)
+    python bench/prune_quality.py --prepare            trains the tokenizer and one base model per seed, kept in --cache
     python bench/prune_quality.py --json               measures everything; one JSON object on stdout
+    python bench/prune_quality.py --family gpt2 --bases 1:1200 --parts width          a LayerNorm family
+    python bench/prune_quality.py --peers PYTHON --bases 1:1600 --parts peers         Torch-Pruning, in its own interpreter
 
+What was trained, cut and measured is kept in --cache, so a run that was stopped goes on and a part can be run alone.
 The base: LLaMA-shaped, 128 wide, 8 layers, 8 query heads on 4 key/value heads, 256 feed-forward neurons, 2048 pieces, untied,
-1.7M parameters. Loss is nats per token on held-out documents. Every method sees the same calibration text, and every
-recovery the same tokens in the same order.
+1.7M parameters; the other families are smaller (`SHAPES`). Loss is nats per token on held-out documents; an encoder-decoder reads
+the first half of a window and is scored on the second. Every method sees the same calibration text, and every recovery the same
+tokens in the same order.
 """
 
 from __future__ import annotations
@@ -16,6 +20,7 @@ import io
 import json
 import os
 import platform
+import subprocess
 import sys
 import time
 from collections.abc import Callable
@@ -30,15 +35,24 @@ import xxhash
 
 torch.set_num_threads(1)
 
-CACHE = Path(os.environ.get("PENJING_BENCH_CACHE", "/tmp/penjing-prune-quality"))
+CACHE = Path("/tmp/penjing-prune-quality")
+"""Set by --cache."""
 SHARED = Path(os.environ.get("PENJING_SHARED", Path(__file__).resolve().parents[2] / "shared")) / "data"
 SOURCES = ("zh/tidb_docs_zh", "zh/python_docs_zh", "zh/php_manual_zh", "en/python_docs_en", "en/php_manual_en")
 SOURCE_BYTES = 3_000_000
 VOCAB = 2048
 WINDOW = 256
 ROWS = 4
-SIZES = {"hidden_size": 128, "num_hidden_layers": 8, "num_attention_heads": 8, "num_key_value_heads": 4, "head_dim": 16,
-         "intermediate_size": 256}
+SHAPES: dict[str, dict[str, Any]] = {
+    "llama": {"hidden_size": 128, "num_hidden_layers": 8, "num_attention_heads": 8, "num_key_value_heads": 4, "head_dim": 16,
+              "intermediate_size": 256, "max_position_embeddings": WINDOW, "initializer_range": 0.05},
+    "gpt2": {"n_embd": 96, "n_layer": 6, "n_head": 6, "n_inner": 384, "n_positions": WINDOW, "initializer_range": 0.05,
+             "resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0},
+    "openba": {"hidden_size": 96, "num_layers": 2, "num_decoder_layers": 4, "num_heads": 6, "kv_channels": 16,
+               "ffn_hidden_size": 192, "ffn_is_nominal": False, "initializer_factor": 2.5, "hidden_dropout": 0.0,
+               "attention_dropout": 0.0},
+}
+"""Untied, so that every rule is allowed."""
 
 
 # ---------------------------------------------------------------------------------------------------------------- text
@@ -92,16 +106,26 @@ def windows(ids: np.ndarray, rows: int, *, seed: int, skip: int = 0) -> np.ndarr
 
 # ------------------------------------------------------------------------------------------------------------- training
 
+def fields(model: Any, rows: np.ndarray) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
+    """The model's inputs and its targets [all of them], from windows [N, WINDOW + 1]."""
+    ids = torch.from_numpy(rows)
+    if not model.config.is_encoder_decoder:
+        return {"input_ids": ids[:, :-1]}, ids[:, 1:].flatten()
+    first, second = ids[:, :WINDOW // 2], ids[:, WINDOW // 2:WINDOW]
+    start = torch.full_like(second[:, :1], model.config.decoder_start_token_id)
+    return {"input_ids": first, "decoder_input_ids": torch.cat([start, second[:, :-1]], 1)}, second.flatten()
+
+
 def loss_of(model: torch.nn.Module, rows: np.ndarray) -> float:
-    """Mean nats per token over windows [N, WINDOW + 1]."""
-    total = 0.0
+    """Mean nats per target over windows [N, WINDOW + 1]."""
+    total, count = 0.0, 0
     with torch.inference_mode():
         for part in np.array_split(rows, max(1, len(rows) // ROWS)):
-            ids = torch.from_numpy(part)
-            logits = model(ids[:, :-1], use_cache=False).logits
-            total += torch.nn.functional.cross_entropy(
-                logits.flatten(0, 1).float(), ids[:, 1:].flatten(), reduction="sum").item()
-    return total / rows[:, 1:].size
+            given, targets = fields(model, part)
+            logits = model(**given, use_cache=False).logits.flatten(0, 1).float()
+            total += torch.nn.functional.cross_entropy(logits, targets, reduction="sum").item()
+            count += targets.numel()
+    return total / count
 
 
 def train(model: torch.nn.Module, ids: np.ndarray, *, steps: int, lr: float, seed: int, teacher: torch.nn.Module | None = None,
@@ -119,17 +143,17 @@ def train(model: torch.nn.Module, ids: np.ndarray, *, steps: int, lr: float, see
         scale = min(1.0, (step + 1) / warmup) * (0.1 + 0.45 * (1 + np.cos(np.pi * step / steps)))
         for group in optimizer.param_groups:
             group["lr"] = lr * scale
-        batch = torch.from_numpy(data[step * ROWS:(step + 1) * ROWS])
+        given, targets = fields(model, data[step * ROWS:(step + 1) * ROWS])
         with torch.autocast("cpu", dtype=torch.bfloat16):
-            logits = model(batch[:, :-1], use_cache=False).logits.flatten(0, 1).float()
+            logits = model(**given, use_cache=False).logits.flatten(0, 1).float()
         loss = torch.zeros(())
         if teacher is not None:
             with torch.no_grad(), torch.autocast("cpu", dtype=torch.bfloat16):
-                target = torch.log_softmax(teacher(batch[:, :-1], use_cache=False).logits.flatten(0, 1).float(), -1)
+                target = torch.log_softmax(teacher(**given, use_cache=False).logits.flatten(0, 1).float(), -1)
             loss = loss + torch.nn.functional.kl_div(torch.log_softmax(logits, -1), target, log_target=True,
                                                      reduction="batchmean")
         if teacher is None or ce_weight:
-            ce = torch.nn.functional.cross_entropy(logits, batch[:, 1:].flatten())
+            ce = torch.nn.functional.cross_entropy(logits, targets)
             loss = loss + (ce if teacher is None else ce_weight * ce)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
@@ -140,30 +164,53 @@ def train(model: torch.nn.Module, ids: np.ndarray, *, steps: int, lr: float, see
     model.eval()
 
 
-def base_model(seed: int, *, steps: int) -> Path:
-    """The directory of the trained base of one seed, trained when it is not there yet."""
-    from transformers import LlamaConfig, LlamaForCausalLM
+def new_model(family: str) -> Any:
+    """An untrained model of `SHAPES`; its randomness is torch's."""
+    import transformers
 
-    out = CACHE / f"base-{seed}-{steps}"
+    from penjing.models.openba.configuration_openba import OpenBAConfig
+    from penjing.models.openba.modeling_openba import OpenBAForConditionalGeneration
+
+    configs = {"llama": transformers.LlamaConfig, "gpt2": transformers.GPT2Config, "openba": OpenBAConfig}
+    models = {"llama": transformers.LlamaForCausalLM, "gpt2": transformers.GPT2LMHeadModel,
+              "openba": OpenBAForConditionalGeneration}
+    config = configs[family](vocab_size=VOCAB, tie_word_embeddings=False, **SHAPES[family])
+    if family != "openba":
+        config._attn_implementation = "eager"
+    made: Any = models[family]
+    return made(config)
+
+
+def base_model(seed: int, *, steps: int, family: str = "llama") -> Path:
+    """The directory of the trained base of one seed, trained when it is not there yet."""
+    out = CACHE / _named("base", family, seed, steps)
     if not (out / "config.json").exists():
         train_ids, held_ids = tokens()
         torch.manual_seed(seed)
-        model = LlamaForCausalLM(LlamaConfig(
-            vocab_size=VOCAB, max_position_embeddings=WINDOW, tie_word_embeddings=False, initializer_range=0.05,
-            attn_implementation="eager", **SIZES))
+        model = new_model(family)
         started = time.process_time()
-        train(model, train_ids, steps=steps, lr=5e-3, seed=seed, log=True)
-        print(f"seed {seed}: held-out loss {loss_of(model, windows(held_ids, 48, seed=0)):.4f}, "
+        train(model, train_ids, steps=steps, lr=5e-3 if family == "llama" else 3e-3, seed=seed, log=True)
+        print(f"{family}, seed {seed}: held-out loss {loss_of(model, windows(held_ids, 48, seed=0)):.4f}, "
               f"{time.process_time() - started:.0f} CPU s", file=sys.stderr)
         model.save_pretrained(out)
     return out
 
 
+def _named(what: str, family: str, *parts: int) -> str:
+    return "-".join([what, *([] if family == "llama" else [family]), *map(str, parts)])
+
+
 # ------------------------------------------------------------------------------------------------------------ measuring
 
-HALF = {"hidden": 84, "heads": 6, "kv_heads": 3, "ffn": 160}
-"""50.6 % of the parameters. transformers wants hidden to be a multiple of heads."""
+HALVES = {"llama": {"hidden": 84, "heads": 6, "kv_heads": 3, "ffn": 160}, "gpt2": {"hidden": 64, "heads": 4, "ffn": 224},
+          "openba": {"hidden": 64, "heads": 4, "ffn": 112}}
+"""About half of the parameters, 50.6 % for llama, whose hidden transformers wants to be a multiple of heads."""
+HALF = HALVES["llama"]
 THREE_QUARTERS = {"hidden": 104, "heads": 8, "kv_heads": 4, "ffn": 208}
+DEPTH_AND_WIDTH = {"hidden": 90, "heads": 6, "kv_heads": 3, "ffn": 208}
+"""With 6 of 8 layers; again half of the parameters."""
+PEER = {"hidden": 80, "ffn": 150}
+"""As many parameters as `HALF`, with all heads: Torch-Pruning takes no key/value group away."""
 METHODS: dict[str, dict[str, object]] = {
     "random (OpenBA-V2)": {"metric": "random"},
     "magnitude": {"metric": "magnitude"},
@@ -180,6 +227,8 @@ METHODS: dict[str, dict[str, object]] = {
 RECOVERED = ("random (OpenBA-V2)", "rotation + refit", "activation (Minitron)", "rotation", "output energy", "Taylor",
              "output energy + refit", "magnitude")
 WITHOUT_TEACHER = ("random (OpenBA-V2)", "activation (Minitron)", "rotation + refit")
+OTHER_FAMILIES = ("random (OpenBA-V2)", "activation (Minitron)", "output energy", "output energy + refit", "rotation",
+                  "rotation + refit")
 
 
 class Memo:
@@ -200,21 +249,24 @@ class Memo:
 class Bench:
     """Everything measured on one base model."""
 
-    def __init__(self, seed: int, *, steps: int, recovery: int) -> None:
-        self.seed, self.recovery = seed, recovery
-        self.base = base_model(seed, steps=steps)
+    def __init__(self, seed: int, *, steps: int, recovery: int, family: str = "llama", peers: str | None = None) -> None:
+        self.seed, self.recovery, self.family, self.peer_python = seed, recovery, family, peers
+        self.base = base_model(seed, steps=steps, family=family)
         train_ids, held_ids = tokens()
         self.ids, self.held = train_ids, windows(held_ids, 48, seed=0)
-        self.samples = [{"input_ids": row[:-1]} for row in windows(train_ids, 64, seed=77)]
-        self.memo = Memo(CACHE / f"results-{seed}-{steps}-{recovery}.json")
-        self.work = CACHE / f"work-{seed}-{steps}"
+        half = WINDOW // 2
+        self.samples = [{"input_ids": row[:half], "labels": row[half:-1]} if family == "openba" else {"input_ids": row[:-1]}
+                        for row in windows(train_ids, 64, seed=77)]
+        self.memo = Memo(CACHE / f"{_named('results', family, seed, steps, recovery)}.json")
+        self.work = CACHE / _named("work", family, seed, steps)
         self.work.mkdir(exist_ok=True)
 
     def load(self, path: Path) -> Any:
         from penjing.models.checkpoint import load_model
 
         model = load_model(path)
-        model.set_attn_implementation("eager")  # bf16 attention of 16-wide heads is far slower in the fused kernel
+        if self.family != "openba":
+            model.set_attn_implementation("eager")  # bf16 attention of 16-wide heads is far slower in the fused kernel
         return model
 
     def cut(self, name: str, source: Path, *, sizes: dict[str, int] | None = None, layers: list[int] | None = None,
@@ -259,16 +311,20 @@ class Bench:
         return round(loss_of(model, self.held), 4)
 
     def width(self, *, recover: int) -> None:
+        half = HALVES[self.family]
         self.memo("base", self.loss, self.base)
         for draw in range(1, 4):
-            path = self.cut(f"random-{draw}", self.base, sizes=HALF, metric="random", draw=draw)
+            path = self.cut(f"random-{draw}", self.base, sizes=half, metric="random", draw=draw)
             self.memo(f"cut/random draw {draw}", self.loss, path)
-        for name, how in METHODS.items():
-            self.memo(f"cut/{name}", self.loss, self.cut(name, self.base, sizes=HALF, **how))  # type: ignore[arg-type]
+        names = list(METHODS) if self.family == "llama" else list(OTHER_FAMILIES)
+        for name in names:
+            self.memo(f"cut/{name}", self.loss, self.cut(name, self.base, sizes=half, **METHODS[name]))  # type: ignore[arg-type]
         for name in RECOVERED[:recover]:
+            if name not in names:
+                continue
             path = self.work / name.replace(" ", "-").replace("/", "-")
             self.memo(f"kd/{name}", self.recovered, path, teacher=True)
-            if name in WITHOUT_TEACHER:
+            if name in WITHOUT_TEACHER and self.family == "llama":
                 self.memo(f"ce/{name}", self.recovered, path, teacher=False)
 
     def depth(self) -> None:
@@ -294,18 +350,48 @@ class Bench:
             self.memo(f"kd/{name}", self.recovered, path, teacher=True)
 
     def stages(self) -> None:
-        """One cut to half and twice the recovery, against two cuts with the recovery between and after; equal tokens."""
-        for name in ("rotation + refit", "output energy"):
-            how: dict[str, Any] = METHODS[name]
-            direct = self.cut(name, self.base, sizes=HALF, **how)
-            self.memo(f"one-shot/{name}", self.recovered, direct, teacher=True, steps=2 * self.recovery)
-            first = self.cut(f"stage 1 {name}", self.base, sizes=THREE_QUARTERS, **how)
-            middle = self.work / f"stage-1-{name.replace(' ', '-')}-recovered"
-            self.memo(f"staged cut 1/{name}", self.loss, first)
-            self.memo(f"staged kd 1/{name}", self.recovered, first, teacher=True, save=middle)
-            second = self.cut(f"stage 2 {name}", middle, sizes=HALF, **how)
-            self.memo(f"staged cut 2/{name}", self.loss, second)
-            self.memo(f"staged kd 2/{name}", self.recovered, second, teacher=True)
+        """One cut to half and twice the recovery, against two cuts with the recovery between and after; equal tokens.
+
+        Two cuts of width, and layers before width as OpenBA-V2: random with next-token loss as there, ours with its teacher.
+        """
+        how = METHODS["rotation + refit"]
+        direct = self.cut("rotation + refit", self.base, sizes=HALF, **how)  # type: ignore[arg-type]
+        self.memo("one-shot/rotation + refit", self.recovered, direct, teacher=True, steps=2 * self.recovery)
+        self.two_cuts("rotation + refit", {"sizes": THREE_QUARTERS, **how}, {"sizes": HALF, **how}, teacher=True)
+        for name, rule, teacher in (("random", "spaced", False), ("rotation + refit", "best", True)):
+            how = METHODS["random (OpenBA-V2)" if name == "random" else name]
+            gone = self.memo(f"layers/-2 {rule}", self._layers, rule, 2, self.load(self.base), self.samples[:12])
+            layers = [index for index in range(8) if index not in gone]
+            name = f"depth, width {name}"
+            direct = self.cut(f"direct {name}", self.base, sizes=DEPTH_AND_WIDTH, layers=layers, **how)  # type: ignore[arg-type]
+            self.memo(f"one-shot cut/{name}", self.loss, direct)
+            self.memo(f"one-shot/{name}", self.recovered, direct, teacher=teacher, steps=2 * self.recovery)
+            first = {"layers": layers, "refit": bool(how.get("refit"))}
+            self.two_cuts(name, first, {"sizes": DEPTH_AND_WIDTH, **how}, teacher=teacher)
+
+    def two_cuts(self, name: str, first: dict[str, Any], second: dict[str, Any], *, teacher: bool) -> None:
+        stem = name.replace(" ", "-").replace(",", "")
+        path, middle = self.cut(f"stage 1 {stem}", self.base, **first), self.work / f"stage-1-{stem}-recovered"
+        self.memo(f"staged cut 1/{name}", self.loss, path)
+        self.memo(f"staged kd 1/{name}", self.recovered, path, teacher=teacher, save=middle)
+        path = self.cut(f"stage 2 {stem}", middle, **second)
+        self.memo(f"staged cut 2/{name}", self.loss, path)
+        self.memo(f"staged kd 2/{name}", self.recovered, path, teacher=teacher)
+
+    def peers(self) -> None:
+        """Torch-Pruning's cuts of the same base to as many parameters as ours, and ours to its shape."""
+        for name in ("magnitude", "output energy", "rotation + refit"):
+            path = self.cut(f"peer shape {name}", self.base, sizes=PEER, **METHODS[name])  # type: ignore[arg-type]
+            self.memo(f"peer shape/{name}", self.loss, path)
+        for importance in ("magnitude", "taylor"):
+            path = self.work / f"torch-pruning-{importance}"
+            if not (path / "config.json").exists() and self.peer_python:
+                np.save(self.work / "samples.npy", np.stack([item["input_ids"] for item in self.samples]))
+                script = Path(__file__).with_name("prune_quality_peer.py")
+                subprocess.run([self.peer_python, script, self.base, path, importance, self.work / "samples.npy",
+                                str(PEER["hidden"]), str(PEER["ffn"])], check=True)
+            if (path / "config.json").exists():
+                self.memo(f"peer shape/Torch-Pruning {importance}", self.loss, path)
 
     @staticmethod
     def _layers(rule: str, drop: int, model: Any, samples: list[dict[str, np.ndarray]]) -> list[int]:
@@ -321,17 +407,23 @@ def main() -> None:
     parser.add_argument("--bases", nargs="+", default=["1:1600", "2:1600", "3:1600"], metavar="SEED:STEPS")
     parser.add_argument("--recovery", type=int, default=60, help="steps of 1024 tokens after a cut")
     parser.add_argument("--recover", type=int, default=len(RECOVERED), help="how many of the methods are recovered too")
-    parser.add_argument("--parts", nargs="+", default=["width", "depth", "stages"], choices=["width", "depth", "stages"])
+    parser.add_argument("--parts", nargs="+", default=["width", "depth", "stages"], choices=["width", "depth", "stages", "peers"])
+    parser.add_argument("--family", default="llama", choices=list(SHAPES), help="all but llama know --parts width only")
+    parser.add_argument("--peers", metavar="PYTHON", help="an interpreter that has torch_pruning, for --parts peers")
+    parser.add_argument("--cache", type=Path, default=CACHE, metavar="DIR", help="bases, cuts and results (%(default)s)")
     arguments = parser.parse_args()
+    globals()["CACHE"] = arguments.cache
+    if arguments.family != "llama" and set(arguments.parts) != {"width"}:
+        parser.error(f"--family {arguments.family} knows --parts width only")
     bases = [(int(seed), int(steps)) for seed, steps in (item.split(":") for item in arguments.bases)]
     if arguments.prepare:
         for seed, steps in bases:
-            print(base_model(seed, steps=steps))
+            print(base_model(seed, steps=steps, family=arguments.family))
         return
     started = time.process_time()
     results: dict[str, dict[str, object]] = {}
     for seed, steps in bases:
-        bench = Bench(seed, steps=steps, recovery=arguments.recovery)
+        bench = Bench(seed, steps=steps, recovery=arguments.recovery, family=arguments.family, peers=arguments.peers)
         for part in arguments.parts:
             if part == "width":
                 bench.width(recover=arguments.recover)
@@ -345,7 +437,8 @@ def main() -> None:
                 numbers.setdefault(key, []).append(value)
     summary = {key: {"mean": round(float(np.mean(v)), 4), "spread": round(float(max(v) - min(v)), 4), "seeds": len(v)}
                for key, v in numbers.items()}
-    report = {"unit": "nats per token, held-out", "recovery_tokens": arguments.recovery * ROWS * WINDOW, "summary": summary,
+    report = {"unit": "nats per token, held-out", "family": arguments.family,
+              "recovery_tokens": arguments.recovery * ROWS * WINDOW, "summary": summary,
               "seeds": results, "cpu_s": round(time.process_time() - started, 1), "machine": platform.machine(),
               "torch": torch.__version__}
     if arguments.json:
