@@ -55,6 +55,26 @@ def test_tables_also_come_as_json() -> None:
         assert json.loads(done.stdout)["version"] == 1, done.stderr
 
 
+def test_every_stage_shows_its_inputs_and_settings_each_with_a_sentence() -> None:
+    from penjing import lookup
+    from penjing.cli.settings import settings_of
+
+    for kind in lookup.names("penjing.stages"):
+        rows = settings_of(lookup.module("penjing.stages", kind, what="stage").Config)
+        assert not [row.name for row in rows if not row.about], kind
+        assert len({row.name for row in rows}) == len(rows)
+    shown = penjing("list", "stages", "collect").stdout
+    assert "sources[].path: text  (required)" in shown and "max_damage: number = 0.05" in shown
+    assert json.loads(penjing("list", "stages", "train", "--json").stdout)["inputs"]["tokens"] == "tokens (one or several)"
+    assert penjing("list", "stages", "no-such").returncode == 2
+    assert penjing("list", "rules", "x").returncode == 2
+
+
+def test_a_stage_called_without_what_it_needs_says_where_to_look(tmp_path: Path) -> None:
+    wrong = penjing("stage", "grow-vocab", "--out", str(tmp_path / "x"))
+    assert wrong.returncode == 2 and "penjing list stages grow-vocab" in wrong.stderr and "--input name=PATH" in wrong.stderr
+
+
 def test_help_of_every_command_works() -> None:
     from penjing.cli.main import COMMANDS
 

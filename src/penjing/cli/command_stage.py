@@ -50,8 +50,12 @@ def stage(
             origin.setdefault(name, []).append(path_text)
         else:
             origin[name] = path_text
-    recipe = schema.check(source.Source(f"penjing stage {kind}", "", {
-        "penjing": 1, "name": "stage", "stages": {out.name.lower() if schema.is_name(out.name.lower()) else "stage":
-                                                  {"kind": kind, "from": origin or None, **entry}}}))
+    step_name = out.name.lower() if schema.is_name(out.name.lower()) else "stage"
+    try:
+        recipe = schema.check(source.Source(f"penjing stage {kind}", "", {
+            "penjing": 1, "name": "stage", "stages": {step_name: {"kind": kind, "from": origin or None, **entry}}}))
+    except ConfigError as error:
+        raise ConfigError(f"{error}\n`penjing list stages {kind}` shows its inputs and settings; "
+                          "inputs are given as --input name=PATH, settings as --set key=value or --config FILE") from error
     figures = runner.run_stage(recipe.steps[0], out, workers=workers, engine=engine)
     print(json.dumps({"out": str(out), **figures}, ensure_ascii=False, indent=2))

@@ -37,6 +37,7 @@ class Config(Settings):
     compare: list[tuple[str, str]] = []
     """Pairs of models of one tokenizer: the difference of their losses on the same pieces, with its interval."""
     seed: int = 0
+    """Seed of everything random in this stage; the recipe's seed fills it."""
 
 
 def run(config: Config, inputs: Inputs, out: Path, job: Job) -> dict[str, Any]:

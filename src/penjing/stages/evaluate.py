@@ -36,6 +36,7 @@ class Config(Base):
     temperature: float = Field(0.7, ge=0)
     """0 is greedy."""
     seed: int = 0
+    """Seed of everything random in this stage; the recipe's seed fills it."""
 
 
 def run(config: Config, inputs: Inputs, out: Path, job: Job) -> dict[str, Any]:

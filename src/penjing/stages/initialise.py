@@ -51,6 +51,7 @@ class Config(Base):
     overrides: dict[str, Any] = {}
     """Further entries of config.json, by their Hugging Face names."""
     seed: int = 0
+    """Seed of everything random in this stage; the recipe's seed fills it."""
 
 
 def run(config: Config, inputs: Inputs, out: Path, job: Job) -> dict[str, Any]:
