@@ -15,7 +15,10 @@ from penjing.objectives.stream import StreamConfig
 from penjing.train.config import TrainConfig
 
 VERSION = 1
-INPUTS = {"checkpoint": CHECKPOINT, "tokens": TOKENS + "*", "teacher": CHECKPOINT + "?", "held_out": TOKENS + "?"}
+INPUTS = {"checkpoint": CHECKPOINT, "tokens": TOKENS + "*", "teacher": CHECKPOINT + "?", "held_out": TOKENS + "?",
+          "reference": CHECKPOINT + "?"}
+"""`reference`: the model whose losses d-ul2 measures the denoisers against, usually the one before the first cut; it is
+measured once, on the batches that the shares are moved by, and takes the place of `reference_losses`."""
 OUTPUT = CHECKPOINT
 
 
@@ -63,9 +66,27 @@ def carry_out(config: Config, inputs: Inputs, out: Path, job: Job) -> dict[str, 
         validation = build_stream(kept_apart, inputs["tokens"])
     if inputs.get("held_out") is not None and decoder_only:
         held_out = open_held_out(inputs["held_out"], sequence_length=config.sequence_length, vocab_size=rows)
+    figures: dict[str, Any] = {}
+    if inputs.get("reference") is not None and validation is not None:
+        losses = measured_losses(config, inputs["reference"], validation)
+        stream.config = stream.config.model_copy(update={"reference_losses": tuple(losses)})
+        figures["reference_losses"] = [round(loss, 4) for loss in losses]
     identity = {name: hash_tree(path, ignore=frozenset({"stage.json"})) for name, path in _paths(inputs)}
-    return train(_part(config, TrainConfig), checkpoint=inputs["checkpoint"], stream=stream, out=out, job=job,
-                 teacher=inputs.get("teacher"), held_out=held_out, validation=validation, identity=identity)
+    return figures | train(_part(config, TrainConfig), checkpoint=inputs["checkpoint"], stream=stream, out=out, job=job,
+                           teacher=inputs.get("teacher"), held_out=held_out, validation=validation, identity=identity)
+
+
+def measured_losses(config: TrainConfig, model: Path, validation: Any) -> list[float]:
+    """What `model` loses on each of the seven denoisers, on the first `reweigh_batches` batches of the held-out stream."""
+    import torch
+
+    from penjing.train import model as models
+    from penjing.train.held_out import denoiser_losses
+
+    device = torch.device("cpu")
+    product = models.PRODUCTS[models.resolve_precision(config.precision, device)]
+    objective = models.Objective(models.load(model), config, product=product)
+    return denoiser_losses(objective, validation, batches=config.reweigh_batches, device=device)
 
 
 def work(spec: Mapping[str, Any]) -> None:
@@ -109,6 +130,9 @@ def _check(config: Config, inputs: Inputs) -> None:
     if limit and config.sequence_length > limit:
         raise ConfigError(fault("rows are longer than the model's positions", where="sequence_length",
                                 found=config.sequence_length, expected=f"at most {limit} (max_position_embeddings)"))
+    if inputs.get("reference") is not None and config.objective != "d-ul2":
+        raise ConfigError(fault("only d-ul2 has a use for a reference model", where="objective", found=config.objective,
+                                fix="leave the input 'reference' out"))
     if config.distil is not None and inputs.get("teacher") is None:
         raise ConfigError(fault("distil is set but there is no teacher", fix="give the stage an input named teacher"))
 
