@@ -41,8 +41,8 @@ def run(out: Path, checkpoint: Path, tokens: Path, *, stop: int | None = None, *
     """The steps' figures of a run with the given settings, over as many processes as its layout needs."""
     config = {**SETTINGS, **more}
     count = 1
-    for ways in config.get("parallel", {}).values():
-        count *= ways if isinstance(ways, int) and not isinstance(ways, bool) else 1
+    for name, ways in config.get("parallel", {}).items():
+        count *= ways if name in ("replicate", "shard", "context", "tensor", "pipeline") else 1
     spec = {"out": str(out), "checkpoint": str(checkpoint), "tokens": str(tokens), "config": config}
     if stop is not None:
         spec["stop"] = stop

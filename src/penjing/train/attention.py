@@ -44,6 +44,8 @@ class Isolation:
     causal: bool
     plain: bool = True
     """False when there are prefixes or documents read backwards."""
+    group: Any = None
+    """Processes that hold the other parts of the rows (context parallel): queries are this part's, keys the whole rows'."""
 
     def to(self, device: torch.device) -> Isolation:
         """The same on another device."""
@@ -51,7 +53,7 @@ class Isolation:
             return self
         cu_q, cu_k, kind, prefix = (tensor.to(device, non_blocking=True)
                                     for tensor in (self.cu_q_N1, self.cu_k_N1, self.kind_N, self.prefix_T))
-        return Isolation(cu_q, cu_k, kind, prefix, self.max_q, self.max_k, self.causal, self.plain)
+        return Isolation(cu_q, cu_k, kind, prefix, self.max_q, self.max_k, self.causal, self.plain, self.group)
 
 
 def self_isolation(segments_BS: np.ndarray, *, causal: bool, prefix_BS: np.ndarray | None = None,
@@ -98,6 +100,39 @@ def cross_isolation(decoder_segments_BD: np.ndarray, encoder_segments_BE: np.nda
                      torch.zeros(0, dtype=torch.bool), max_q, max_k, False)
 
 
+def part_isolation(segments_BS: np.ndarray, *, causal: bool, rank: int, ways: int, group: Any,
+                   reversed_B: np.ndarray | None = None) -> Isolation:
+    """Layout of self-attention from part `rank` of `ways` equal parts of every row to the whole rows.
+
+    A stretch is what a document has in the part, and the document's keys up to where that ends (from where it starts, in a row
+    read backwards); keys that nobody in the part sees are stretches without queries.
+    """
+    rows, length = segments_BS.shape
+    width = length // ways
+    cu_q, cu_k, kind, max_q, max_k = [0], [0], [], 1, 1
+    for row in range(rows):
+        line = segments_BS[row]
+        starts = np.flatnonzero(np.r_[True, line[1:] != line[:-1]]).tolist()
+        backwards = reversed_B is not None and bool(reversed_B[row])
+        for start, end in zip(starts, [*starts[1:], length], strict=True):
+            first, last = max(start, rank * width), min(end, (rank + 1) * width)
+            queries = max(0, last - first)
+            shown = (first, end) if backwards else (start, last)
+            seen = (start, end) if not causal or not queries else shown
+            real = 0 if line[start] == 0 else 1 + backwards
+            for keys, asked in ((seen[0] - start, 0), (seen[1] - seen[0], queries), (end - seen[1], 0)):
+                if keys:
+                    cu_q.append(cu_q[-1] + asked)
+                    cu_k.append(cu_k[-1] + keys)
+                    kind.append(real if asked else 0)
+                    max_q, max_k = max(max_q, asked), max(max_k, keys)
+    line_q, line_k = _padded(np.array(cu_q), rows), _padded(np.array(cu_k), rows)
+    kinds = np.zeros(line_q.size - 1, dtype=np.int8)
+    kinds[: len(kind)] = kind
+    return Isolation(torch.from_numpy(line_q), torch.from_numpy(line_k), torch.from_numpy(kinds), torch.zeros(0, dtype=torch.bool),
+                     max_q, max_k, causal, plain=2 not in kind, group=group)
+
+
 def attend(query_THD: Tensor, key_TGD: Tensor, value_TGD: Tensor, isolation: Isolation, *, scale: float,
            window: int | None = None) -> Tensor:
     """Attention within stretches only. `window`: a query sees at most that many keys up to and including its own."""
@@ -133,11 +168,23 @@ def transformers_attention(module: Any, query: Tensor, key: Tensor, value: Tenso
         raise ValueError(f"{IMPLEMENTATION} needs isolation=..., no mask, no soft cap and no attention dropout")
     batch, heads, length, dim = query.shape
     scale = dim**-0.5 if scaling is None else scaling
+    if isolation.group is not None:
+        key, value = _whole_rows(key, value, isolation.group)
     q, k, v = (tensor.transpose(1, 2).flatten(0, 1) for tensor in (query, key, value))
     if q.is_cuda and q.dtype != v.dtype:  # rotary embeddings leave q and k in fp32 under autocast
         q, k = q.to(v.dtype), k.to(v.dtype)
     out = attend(q, k, v, isolation, scale=scale, window=sliding_window)
     return out.view(batch, length, heads, dim), None
+
+
+def _whole_rows(key_BGSD: Tensor, value_BGSD: Tensor, group: Any) -> tuple[Tensor, Tensor]:
+    """Keys and values of whole rows from every process's part; their gradients go back to where they came from, summed."""
+    from torch.distributed._functional_collectives import all_gather_tensor_autograd
+
+    kind = torch.promote_types(key_BGSD.dtype, value_BGSD.dtype) if not key_BGSD.is_cuda else value_BGSD.dtype
+    both = torch.stack([key_BGSD.to(kind), value_BGSD]).permute(3, 0, 1, 2, 4).contiguous()
+    whole = all_gather_tensor_autograd(both, 0, group).permute(1, 2, 3, 0, 4)
+    return whole[0].to(key_BGSD.dtype), whole[1].to(value_BGSD.dtype)
 
 
 def register() -> None:

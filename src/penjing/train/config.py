@@ -47,15 +47,26 @@ class ParallelConfig(Config):
     """FSDP2: parameters, gradients and optimizer state are cut over this many processes (ZeRO-3, or ZeRO-2 below)."""
     tensor: int = Field(1, ge=1)
     """Tensor parallel: each matrix cut over this many processes, by the model's declared plan."""
-    pipeline: int = Field(1, ge=1, le=1)
-    """Pipeline parallel: not built yet, so 1."""
+    context: int = Field(1, ge=1)
+    """Context parallel: each row is cut over this many processes, which show each other their keys and values. For rows too long
+    for one process."""
+    pipeline: int = Field(1, ge=1)
+    """Pipeline parallel: the layers are cut over this many processes, and micro-batches flow through them (1F1B)."""
+    pipeline_chunks: int = Field(1, ge=1)
+    """Stretches of layers per process. Above 1 the schedule is interleaved 1F1B: less idle time, more messages."""
     reshard_after_forward: bool = True
     """True: ZeRO-3, parameters are gathered again for the backward pass. False: ZeRO-2, faster, more memory."""
 
     @property
     def world(self) -> int:
         """Processes needed."""
-        return self.replicate * self.shard * self.tensor * self.pipeline
+        return self.replicate * self.shard * self.context * self.tensor * self.pipeline
+
+    @model_validator(mode="after")
+    def _consistent(self) -> ParallelConfig:
+        if self.pipeline_chunks > 1 and self.pipeline == 1:
+            raise ValueError("pipeline_chunks needs pipeline above 1")
+        return self
 
 
 class TrainConfig(Config):

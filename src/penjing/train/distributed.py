@@ -35,9 +35,13 @@ class World:
     device: torch.device
     parallel: ParallelConfig
     mesh: Any = None
-    """DeviceMesh over (pipeline, replicate, shard, tensor); None for one process."""
+    """DeviceMesh over (pipeline, replicate, shard, tensor), context folded into shard; None for one process."""
     save_group: Any = None
     """Process group that saving uses beside training."""
+    context_group: Any = None
+    """The processes that hold the other parts of this one's rows."""
+    ends_group: Any = None
+    """For the first and the last process of a pipeline: the two of them."""
 
     @property
     def is_main(self) -> bool:
@@ -52,12 +56,32 @@ class World:
     @property
     def data_rank(self) -> int:
         """Which of them is this process's."""
-        return (self.rank // self.parallel.tensor) % self.data_ranks
+        return (self.rank // (self.parallel.tensor * self.parallel.context)) % self.data_ranks
+
+    @property
+    def context_rank(self) -> int:
+        """Which part of its rows this process has."""
+        return (self.rank // self.parallel.tensor) % self.parallel.context
+
+    @property
+    def copies(self) -> int:
+        """Processes that share each stage's gradients: those with other rows, and those with other parts of the same rows."""
+        return self.data_ranks * self.parallel.context
+
+    @property
+    def stages(self) -> int:
+        """Stretches of layers over all processes."""
+        return self.parallel.pipeline * self.parallel.pipeline_chunks
+
+    @property
+    def is_last_stage(self) -> bool:
+        """Whether this process makes the loss."""
+        return self.pipeline_rank == self.parallel.pipeline - 1
 
     @property
     def pipeline_rank(self) -> int:
-        """Which stage of the pipeline this process holds."""
-        return self.rank // (self.parallel.tensor * self.data_ranks)
+        """This process's place in the pipeline."""
+        return self.rank // (self.parallel.tensor * self.copies)
 
     def sum(self, values: np.ndarray) -> np.ndarray:
         """Sums over all parts of the batch, in float64, equal on every process."""
@@ -66,6 +90,14 @@ class World:
         tensor = torch.from_numpy(values.astype(np.float64)).to(self.device)
         torch.distributed.all_reduce(tensor)
         return tensor.cpu().numpy() / self.parallel.tensor
+
+    def join_norms(self, norm: torch.Tensor) -> torch.Tensor:
+        """The norm over all stages of a pipeline from each stage's, equal on every process."""
+        if self.parallel.pipeline == 1:
+            return norm
+        squared = norm.square().to(self.device)
+        torch.distributed.all_reduce(squared, group=self.mesh["pipeline"].get_group())
+        return squared.sqrt()
 
     def agree(self, value: str, *, what: str) -> None:
         """ConfigError on every process unless all were given the same value."""
@@ -94,8 +126,9 @@ def start(parallel: ParallelConfig) -> World:
     size, rank = int(os.environ.get("WORLD_SIZE", "1")), int(os.environ.get("RANK", "0"))
     if parallel.world != size:
         raise ConfigError(fault("the layout does not fit the number of processes", where="parallel",
-                                found=f"{parallel.world} = replicate {parallel.replicate} x shard {parallel.shard} x tensor "
-                                f"{parallel.tensor} x pipeline {parallel.pipeline}", expected=f"{size} (WORLD_SIZE)",
+                                found=f"{parallel.world} = replicate {parallel.replicate} x shard {parallel.shard} x context "
+                                f"{parallel.context} x tensor {parallel.tensor} x pipeline {parallel.pipeline}",
+                                expected=f"{size} (WORLD_SIZE)",
                                 fix=f"start with torchrun --nproc-per-node {parallel.world}"))
     gpu = torch.cuda.is_available()
     local = int(os.environ.get("LOCAL_RANK", "0"))
@@ -108,9 +141,22 @@ def start(parallel: ParallelConfig) -> World:
 
     if not torch.distributed.is_initialized():
         torch.distributed.init_process_group("cpu:gloo,cuda:nccl" if gpu else "gloo", timeout=timedelta(minutes=10))
-    mesh = init_device_mesh(device.type, (parallel.pipeline, parallel.replicate, parallel.shard, parallel.tensor),
+    World(rank, size, device, parallel).agree(parallel.model_dump_json(), what="parallel")  # else the meshes would hang
+    mesh = init_device_mesh(device.type, (parallel.pipeline, parallel.replicate, parallel.shard * parallel.context, parallel.tensor),
                             mesh_dim_names=("pipeline", "replicate", "shard", "tensor"))
-    return World(rank, size, device, parallel, mesh, torch.distributed.new_group(backend="gloo"))
+    save = torch.distributed.new_group(backend="gloo")
+    contexts, ends = None, None
+    if parallel.context > 1:
+        outer = size // (parallel.context * parallel.tensor)
+        contexts = init_device_mesh(device.type, (outer, parallel.context, parallel.tensor),
+                                    mesh_dim_names=("outer", "context", "tensor"))["context"].get_group()
+    if parallel.pipeline > 1:
+        width = size // parallel.pipeline
+        for place in range(width):  # every process takes part in making every group
+            pair = [place, size - width + place]
+            group = torch.distributed.new_group(pair)
+            ends = group if rank in pair else ends
+    return World(rank, size, device, parallel, mesh, save, contexts, ends)
 
 
 def die_with_parent() -> None:
@@ -171,7 +217,7 @@ def cut_tensors(model: Any, world: World) -> None:
 
 def shard(model: nn.Module, objective: nn.Module, world: World, config: TrainConfig, product: torch.dtype | None) -> None:
     """FSDP2 over every layer and then the rest; with copies (HSDP) where `replicate` says so."""
-    if world.data_ranks == 1:
+    if world.copies == 1:
         return
     from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 

@@ -18,7 +18,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from penjing.train.attention import Isolation, cross_isolation, self_isolation
+from penjing.errors import ConfigError, fault
+from penjing.train.attention import Isolation, cross_isolation, part_isolation, self_isolation
 
 
 class StreamLike(Protocol):
@@ -28,6 +29,23 @@ class StreamLike(Protocol):
     def tokens_per_step(self) -> int: ...
 
     def batch(self, step: int, *, rows: slice = ..., state: Any = ...) -> Any: ...
+
+
+@dataclass(frozen=True)
+class Place:
+    """Which share of every batch a process works on, and how it is cut into micro-batches."""
+
+    rank: int = 0
+    ranks: int = 1
+    """Rows are cut into so many shares, and this is share `rank`."""
+    context_rank: int = 0
+    contexts: int = 1
+    """Every row is cut into so many parts, and this is part `context_rank`."""
+    group: Any = None
+    """The processes that hold the other parts of the rows."""
+    pipeline: int = 1
+    chunks: int = 1
+    """Stages the micro-batches flow through: processes, and stretches of layers on each."""
 
 
 @dataclass(frozen=True)
@@ -67,12 +85,16 @@ class Step:
     """Positions of the whole batch that are not padding."""
     weight: float
     """Sum of the weights of the whole batch's labels: what the loss is divided by."""
+    squares: float
+    """Sum of the squared lengths of the whole batch's documents (the decoder's where there are two)."""
     batch: Any
     """This process's rows as the stream gave them, for inspection when a step goes wrong."""
 
 
-def split(batch: Any, rows: slice) -> Part:
-    """Some rows of a batch as a part."""
+def split(batch: Any, rows: slice, place: Place | None = None) -> Part:
+    """Some rows of a batch as a part, or of those rows the part that `place` has; ConfigError for rows that cannot be cut."""
+    if place is not None and place.contexts > 1:
+        return _row_part(batch, rows, place)
     if batch.encoder_tokens_BE is None:
         segments = batch.segments_BS[rows]
         prefix, backwards = getattr(batch, "prefix_BS", None), getattr(batch, "reversed_B", None)
@@ -91,6 +113,25 @@ def split(batch: Any, rows: slice) -> Part:
                 self_isolation(encoder, causal=False), cross_isolation(decoder, encoder), _long(decoder), _long(encoder))
 
 
+def _row_part(batch: Any, rows: slice, place: Place) -> Part:
+    if batch.encoder_tokens_BE is not None or (getattr(batch, "prefix_BS", None) is not None and batch.prefix_BS.any()):
+        raise ConfigError(fault("only rows read in one direction by a decoder can be cut over processes", where="parallel.context",
+                                fix="use parallel.shard or parallel.pipeline"))
+    length = batch.tokens_BS.shape[1]
+    if length % place.contexts:
+        raise ConfigError(fault("rows cannot be cut into equal parts", where="parallel.context", found=place.contexts,
+                                expected=f"a divisor of sequence_length {length}"))
+    width = length // place.contexts
+    columns = slice(place.context_rank * width, (place.context_rank + 1) * width)
+    backwards = getattr(batch, "reversed_B", None)
+    isolation = part_isolation(batch.segments_BS[rows], causal=True, rank=place.context_rank, ways=place.contexts,
+                               group=place.group, reversed_B=None if backwards is None else backwards[rows])
+    denoisers = getattr(batch, "denoisers_BS", None)
+    return Part(_long(batch.tokens_BS[rows, columns]), _long(batch.positions_BS[rows, columns]),
+                _long(batch.targets_BS[rows, columns]), torch.from_numpy(np.ascontiguousarray(batch.weights_BS[rows, columns])),
+                isolation, _long(batch.source_B[rows]), None if denoisers is None else _long(denoisers[rows, columns]))
+
+
 def label_weight(batch: Any) -> float:
     """Sum of the weights of all labels of a batch, exact in float64."""
     targets = batch.targets_BS if batch.encoder_tokens_BE is None else batch.targets_BD
@@ -104,24 +145,55 @@ def real_tokens(batch: Any) -> int:
     return sum(int(np.count_nonzero(part)) for part in parts if part is not None)
 
 
-def prepare_step(stream: StreamLike, index: int, *, micro_rows: int | None, rank: int = 0, ranks: int = 1,
-                 state: Any = None) -> Step:
-    """Batch `index`, the rows of data rank `rank` of `ranks` cut into parts of `micro_rows`."""
+def squared_lengths(batch: Any) -> float:
+    """Sum of the squared lengths of the batch's documents (the decoder's where there are two)."""
+    segments = batch.segments_BS if batch.encoder_tokens_BE is None else batch.decoder_segments_BD
+    numbered = segments + (np.arange(len(segments), dtype=np.int64) * (int(segments.max(initial=0)) + 1))[:, None]
+    lengths = np.bincount(numbered[segments != 0])
+    return float(np.square(lengths.astype(np.float64)).sum())
+
+
+def prepare_step(stream: StreamLike, index: int, *, micro_rows: int | None, place: Place = Place(), state: Any = None) -> Step:
+    """Batch `index`, the share of it that `place` has cut into parts of `micro_rows` rows.
+
+    ConfigError when the rows do not divide among the processes or the micro-batches do not suit the pipeline.
+    """
     batch = stream.batch(index, state=state) if state is not None else stream.batch(index)
     count = len(batch.source_B)
-    if count % ranks:
-        raise ValueError(f"{count} rows do not divide among {ranks} data ranks")
-    share = count // ranks
-    mine = range(rank * share, (rank + 1) * share)
-    size = micro_rows or rows_for(batch)
-    parts = [split(batch, slice(start, min(start + size, mine.stop))) for start in range(mine.start, mine.stop, size)]
-    return Step(index, parts, real_tokens(batch), label_weight(batch), batch)
+    if count % place.ranks:
+        raise ConfigError(fault("the rows of a batch do not divide among the processes", where="batch_rows", found=count,
+                                expected=f"a multiple of {place.ranks} = parallel.replicate x parallel.shard"))
+    share = count // place.ranks
+    mine = range(place.rank * share, (place.rank + 1) * share)
+    size = micro_rows or rows_for(batch, place.contexts)
+    if place.pipeline > 1:
+        size = pipeline_rows(share, micro_rows, place)
+    parts = [split(batch, slice(start, min(start + size, mine.stop)), place) for start in range(mine.start, mine.stop, size)]
+    return Step(index, parts, real_tokens(batch), label_weight(batch), squared_lengths(batch), batch)
 
 
-def rows_for(batch: Any) -> int:
-    """Rows that hold about 16k positions."""
+def rows_for(batch: Any, contexts: int = 1) -> int:
+    """Rows of which one part holds about 16k positions."""
     held = [part for part in (batch.segments_BS, batch.encoder_segments_BE, batch.decoder_segments_BD) if part is not None]
-    return max(1, 16384 // sum(part.shape[1] for part in held))
+    return max(1, 16384 * contexts // sum(part.shape[1] for part in held))
+
+
+def pipeline_rows(share: int, micro_rows: int | None, place: Place) -> int:
+    """Rows per micro-batch: as given, or such that twice as many micro-batches as stages flow, so that few stages wait.
+
+    Micro-batches must be equal, at least as many as processes, and a multiple of them when the schedule is interleaved.
+    """
+    ways = place.pipeline
+    fitting = [size for size in range(share, 0, -1)
+               if share % size == 0 and share // size >= ways and (place.chunks == 1 or share // size % ways == 0)]
+    if not fitting or (micro_rows is not None and micro_rows not in fitting):
+        what = f"a multiple of {ways}" if place.chunks > 1 else f"at least {ways}"
+        raise ConfigError(fault("the micro-batches do not suit the pipeline", where="batch_rows" if not fitting else "micro_rows",
+                                found=f"{share} rows a process" + (f" in parts of {micro_rows}" if micro_rows else ""),
+                                expected=f"{what} equal micro-batches for parallel.pipeline {ways}",
+                                fix=f"set batch_rows to a multiple of {2 * ways * place.ranks}" if not fitting
+                                else f"set micro_rows to one of {', '.join(map(str, fitting))}"))
+    return micro_rows or next((size for size in fitting if share // size >= 2 * ways), fitting[-1])
 
 
 def ahead(make: Callable[[int], Step], indices: Iterator[int], *, depth: int = 2) -> Iterator[Step]:

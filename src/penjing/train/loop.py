@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import shutil
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -22,12 +22,13 @@ from penjing import console
 from penjing.contract import Job
 from penjing.errors import ConfigError, GateError, InputError, Interrupted, fault
 from penjing.files import canonical_json, disk_faults, hash_text, read_json, write_json
-from penjing.train import distributed, metrics, model, optim, shards, state
+from penjing.train import distributed, exporting, metrics, model, optim, pipeline, shards, state
 from penjing.train.config import TrainConfig
-from penjing.train.feed import Step, StreamLike, ahead, prepare_step
+from penjing.train.feed import Part, Place, Step, StreamLike, ahead, prepare_step
 from penjing.train.guard import Guard, keep_batch
 from penjing.train.held_out import HeldOut, bits_per_byte, denoiser_losses
 from penjing.train.light import lighten
+from penjing.train.loss import Losses
 from penjing.train.memory import keep_freed_memory
 from penjing.train.schedule import learning_rate
 from penjing.train.shards import ShardSaver
@@ -67,6 +68,9 @@ class Run:
         self.config, self.checkpoint, self.stream, self.out, self.job, self.held_out = (
             config, checkpoint, stream, out, job, held_out)
         self.world = distributed.start(config.parallel)
+        self.identity = hash_text(canonical_json({
+            "version": VERSION, "config": _identity_of(config), "stream": _plain(getattr(stream, "config", None)), **identity}))
+        self.world.agree(self.identity, what="settings or inputs")
         self.device = self.world.device
         if not self.world.is_main:
             self.job = replace(job, metrics=None)
@@ -76,39 +80,48 @@ class Run:
             torch.use_deterministic_algorithms(True, warn_only=True)
         torch.manual_seed(config.seed)
         self.precision = model.resolve_precision(config.precision, self.device)
-        self.model: nn.Module = model.load(checkpoint).to(self.device).train()
-        taught = None if teacher is None else model.load(teacher).to(self.device)
         product = model.PRODUCTS[self.precision]
         alone = self.world.size == 1
-        if self.device.type == "cpu" and not config.compile:
-            keep_freed_memory()
-            for one in (self.model, *([taught] if taught is not None else [])):
-                lighten(one, product=product)
-        self.objective = model.Objective(self.model, config, teacher=taught, product=product,
-                                         autocast=self.world.data_ranks == 1)
+        whole = model.load(checkpoint).train()
+        self.shape: dict[str, Any] = whole.config.to_dict()  # type: ignore[union-attr, operator]
         self.sources: tuple[str, ...] = tuple(getattr(stream, "sources", ("all",)))
-        names = list(optim.choose_trainable(self.model, config))
-        self.total_parameters = sum(p.numel() for p in self.model.parameters())
+        chosen = optim.choose_trainable(whole, config)
+        self.total_parameters = sum(p.numel() for p in whole.parameters())
+        self.trained_parameters = sum(p.numel() for p in chosen.values())
         if config.trainable == "new-rows" and not alone:
             raise ConfigError(fault("new-rows is trained by one process only", where="parallel"))
-        distributed.cut_tensors(self.model, self.world)
-        distributed.speed_up(self.model, config)
-        distributed.shard(self.model, self.objective, self.world, config, product)
-        named = dict(self.model.named_parameters())
-        self.parameters = {name: named[name] for name in names}
+        self.models: dict[int, nn.Module] = {0: whole}
+        """The whole model, or this process's stages of it by number."""
+        twins: set[str] = set()
+        if config.parallel.pipeline > 1:
+            self.models, twins = pipeline.split(whole, self.world, trained=set(chosen))
+        taught = None
+        if teacher is not None and (config.parallel.pipeline == 1 or self.world.is_last_stage):
+            taught = model.load(teacher).to(self.device)
+        if self.device.type == "cpu" and not config.compile:
+            keep_freed_memory()
+            for one in (*self.models.values(), *([taught] if taught is not None else [])):
+                lighten(one, product=product)
+        self.objective: Any = self._assemble(taught, product)
+        named = {name: parameter for one in self.models.values() for name, parameter in one.named_parameters()}
+        self.parameters = {name: named[name] for name in chosen if name in named}
+        self.twins = {name: parameter for name, parameter in self.parameters.items() if name in twins}
+        self.own = {name: parameter for name, parameter in self.parameters.items()
+                    if name not in twins or self.world.pipeline_rank == 0}
+        """Parameters that this process answers for: of those held at both ends of a pipeline, the first end's."""
         self.optimizer = optim.build_optimizer(self.parameters, config)
         self.guard = Guard(config.guard)
         self.saver: state.Saver | ShardSaver = state.Saver(out / "state", keep=config.keep_states)
         if not alone:
             self.saver = ShardSaver(out / "state", keep=config.keep_states, world=self.world)
-        self.identity = hash_text(canonical_json({
-            "version": VERSION, "config": _identity_of(config), "stream": _plain(getattr(stream, "config", None)), **identity}))
         self.validation = validation
         self.shares: dict[str, Any] | None = getattr(stream, "initial_state", lambda: None)()
         """d-ul2's state: the denoisers' shares and from where on they hold."""
         if self.shares is not None and validation is None:
             raise ConfigError(fault("d-ul2 has nothing to measure its denoisers on", fix="give held_out tokens, or set "
                                     "held_out_percent"))
+        self.place = Place(self.world.data_rank, self.world.data_ranks, self.world.context_rank, config.parallel.context,
+                           self.world.context_group, config.parallel.pipeline, config.parallel.pipeline_chunks)
         self.step = 0
         """Steps done, dropped ones included."""
         self.cursor = 0
@@ -129,7 +142,6 @@ class Run:
 
     def resume(self) -> None:
         """Go on from the newest good state, if there is one."""
-        self.world.agree(self.identity, what="settings or inputs")
         found = state.newest(self.out / "state")
         if found is None:
             return
@@ -143,11 +155,10 @@ class Run:
 
     def go(self) -> None:
         """Train until the tokens are used up."""
-        self._peak, self._peak_source = metrics.peak_flops(self.device, self.objective.product)
-        self._cost = metrics.cost_of(self.model.config.to_dict())  # type: ignore[union-attr, operator]
+        self._peak, self._peak_source = metrics.peak_flops(self.device, model.PRODUCTS[self.precision])
+        self._cost = metrics.cost_of(self.shape)
         self.sinks.record(event="start", step=self.step, precision=self.precision, peak=self._peak_source,
-                        processes=self.world.size, parameters=self.total_parameters,
-                        trained=sum(p.numel() for p in self.parameters.values()))
+                        processes=self.world.size, parameters=self.total_parameters, trained=self.trained_parameters)
         with console.bar("train", total=self.config.tokens, unit="tokens") as bar:
             bar.done = float(self.tokens)
             while self.tokens < self.config.tokens:
@@ -162,7 +173,7 @@ class Run:
         report = {
             "version": VERSION, "steps": self.step, "updates": self.updates, "tokens": self.tokens,
             "parameters": self.total_parameters,
-            "trained_parameters": sum(p.numel() for p in self.parameters.values()),
+            "trained_parameters": self.trained_parameters,
             "precision": self.precision, "final_loss": self.tail.loss, "final_loss_by_source": self.tail.by_source(self.sources),
             "skipped_steps": self.skipped, "curve": self.curve, "held_out": self.evaluations,
         }
@@ -170,17 +181,43 @@ class Run:
             report["final_loss_by_denoiser"] = {str(key): value for key, value in self.tail.by_denoiser().items()}
         if self.shares is not None:
             report["denoiser_shares"] = self.shares["shares"]
-        weights = None
-        if self.world.size > 1:
-            weights = {name: distributed.whole(tensor) for name, tensor in self.model.state_dict().items()}
+        self._export(self.out)
         if self.world.is_main:
             with disk_faults(self.out):
-                export(self.model, self.out, source=self.checkpoint, weights=weights)
                 write_json(self.out / "train.json", report)
             shutil.rmtree(self.out / "state", ignore_errors=True)
         self.sinks.close()
         self.world.barrier()
         return _figures(report)
+
+    def _assemble(self, teacher: nn.Module | None, product: torch.dtype | None) -> Any:
+        """One module from a part of a batch to its losses: the model cut, sped up and sharded as the layout says."""
+        config, world = self.config, self.world
+        sharded = world.copies > 1
+        wire = product if sharded and product is not None else torch.float32
+        stages: dict[int, pipeline.Stage] = {}
+        for number, one in self.models.items():
+            one.to(self.device)
+            last = number == world.stages - 1
+            objective = model.Objective(one, config, teacher=teacher if last else None, product=product, autocast=not sharded)
+            root: nn.Module = objective
+            if world.parallel.pipeline > 1:
+                root = stages[number] = pipeline.Stage(objective, first=number == 0, last=last, wire=wire)
+            distributed.cut_tensors(one, world)
+            distributed.speed_up(one, config)
+            distributed.shard(one, root, world, config, product)
+        if not stages:
+            return root
+        return pipeline.Pipeline(stages, world, next(iter(self.models.values())).config.hidden_size, wire)  # type: ignore[union-attr, arg-type]
+
+    def _export(self, out: Path) -> None:
+        """A plain Hugging Face checkpoint of the weights as they are; all processes must call it."""
+        weights = None
+        if self.world.size > 1:
+            weights = exporting.gather(self.models, self.world)
+        if self.world.is_main:
+            with disk_faults(out):
+                exporting.export(self.models[0], out, source=self.checkpoint, weights=weights)
 
     def _stretch(self, bar: console.Bar) -> None:
         """Steps from the cursor on, until the end or a roll-back."""
@@ -211,13 +248,12 @@ class Run:
                 self.saver.wait()
 
     def _prepare(self, index: int) -> Step:
-        return prepare_step(self.stream, index, micro_rows=self.config.micro_rows, state=self.shares,
-                            rank=self.world.data_rank, ranks=self.world.data_ranks)
+        return prepare_step(self.stream, index, micro_rows=self.config.micro_rows, state=self.shares, place=self.place)
 
     def _one(self, batch: Step, clock: float, bar: console.Bar) -> bool:
         """One step; False when the run was rolled back and the feed must start over."""
         lr = learning_rate(self.config, self.tokens)
-        tally, loss, norm, parts = self._gradients(batch)
+        tally, loss, norm = self._gradients(batch)
         verdict = self.guard.judge(loss, norm)
         if verdict == "broken" and self.precision == "fp16" and math.isfinite(loss) and self.loss_scale > 1.0:
             self.loss_scale /= 2
@@ -234,35 +270,43 @@ class Run:
             self._update(lr, norm)
         self.optimizer.zero_grad(set_to_none=True)
         self._advance(batch, tally, lr, norm)
-        self._report(batch, tally, loss, norm, lr, time.perf_counter() - clock, parts, verdict)
+        self._report(batch, tally, loss, norm, lr, time.perf_counter() - clock, verdict)
         bar.advance(batch.real_tokens, loss=loss, lr=lr)
         return True
 
-    def _gradients(self, batch: Step) -> tuple[metrics.Tally, float, float, float]:
+    def _gradients(self, batch: Step) -> tuple[metrics.Tally, float, float]:
         tally = metrics.Tally(len(self.sources))
-        total, squares = 0.0, 0.0
+        total = 0.0
         weight = max(batch.weight, 1e-9)
-        share = self.loss_scale * self.world.data_ranks / weight  # FSDP averages over its processes; we want the sum
-        for number, made in enumerate(batch.parts):
+        share = self.loss_scale * self.world.copies / weight  # FSDP averages over its processes; we want the sum
+        try:
+            for part, losses in self._backward(batch.parts, share):
+                total += float(losses.total.detach())
+                tally.add(part, losses.nll_T)
+        except RuntimeError as error:
+            if _is_out_of_memory(error):
+                raise ConfigError(_out_of_memory(self.step, batch.parts[0].targets.shape[0])) from error
+            raise
+        if self.twins:
+            pipeline.join_twins(self.twins, self.world.ends_group)
+        norm = float(self.world.join_norms(optim.gradient_norm(self.own.values()))) / self.loss_scale
+        figures = self.world.sum(np.concatenate([[total, float(self.job.stop())], tally.sources.ravel(), tally.denoisers.ravel()]))
+        total, self._stop = float(figures[0]), bool(figures[1])
+        tally.fill(figures[2:])
+        return tally, total / weight, norm
+
+    def _backward(self, parts: list[Part], share: float) -> Iterator[tuple[Part, Losses]]:
+        """Gradients of all parts, one after another or through the pipeline; gives the losses that this process sees."""
+        if isinstance(self.objective, pipeline.Pipeline):
+            yield from self.objective.gradients([part.to(self.device) for part in parts], share)
+            return
+        for number, made in enumerate(parts):
             part = made.to(self.device)
-            if self.world.data_ranks > 1:  # gradients are reduced once, with the last part
-                self.objective.set_requires_gradient_sync(number == len(batch.parts) - 1)  # type: ignore[operator]
-            try:
-                losses = self.objective(part)
-                (losses.total * share).backward()
-            except RuntimeError as error:
-                if isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error):
-                    raise ConfigError(_out_of_memory(self.step, part.targets.shape[0])) from error
-                raise
-            total += float(losses.total.detach())
-            tally.add(part, losses.nll_T)
-            squares += metrics.squared_lengths(made)
-        norm = float(optim.gradient_norm(self.parameters.values())) / self.loss_scale
-        figures = self.world.sum(np.concatenate([[total, squares, float(self.job.stop())], tally.sources.ravel(),
-                                                 tally.denoisers.ravel()]))
-        total, squares, self._stop = float(figures[0]), float(figures[1]), bool(figures[2])
-        tally.fill(figures[3:])
-        return tally, total / weight, norm, squares
+            if self.world.copies > 1:  # gradients are reduced once, with the last part
+                self.objective.set_requires_gradient_sync(number == len(parts) - 1)
+            losses = self.objective(part)
+            (losses.total * share).backward()
+            yield part, losses
 
     def _update(self, lr: float, norm: float) -> None:
         factor = 1.0 / self.loss_scale
@@ -291,7 +335,7 @@ class Run:
             self.curve.append({"tokens": self.tokens, "loss": self.window.loss, "lr": lr, "grad_norm": norm})
             self.window = metrics.Tally(len(self.sources))
 
-    def _report(self, batch: Step, tally: metrics.Tally, loss: float, norm: float, lr: float, seconds: float, squares: float,
+    def _report(self, batch: Step, tally: metrics.Tally, loss: float, norm: float, lr: float, seconds: float,
                 verdict: str) -> None:
         if self.step % self.config.log_every and verdict == "fine":
             return
@@ -300,11 +344,11 @@ class Run:
             "tokens_per_s": batch.real_tokens / seconds, "memory_bytes": metrics.memory_bytes(self.device),
         }
         if self._cost is not None and self._peak:
-            length = batch.parts[0].targets.shape[1]
-            slots = sum(part.targets.numel() for part in batch.parts) * self.world.data_ranks
+            length = batch.parts[0].targets.shape[1] * self.config.parallel.context
+            slots = sum(part.targets.numel() for part in batch.parts) * self.world.copies
             peak = self._peak * self.world.size
             line["mfu"] = self._cost.usual(slots, length) / seconds / peak
-            line["mfu_strict"] = self._cost.strict(batch.real_tokens, squares) / seconds / peak
+            line["mfu_strict"] = self._cost.strict(batch.real_tokens, batch.squares) / seconds / peak
             line["hfu"] = line["mfu"] * (4 / 3 if self.config.recompute == "full" else 1)
         if len(self.sources) > 1:
             line |= {f"loss/{name}": value for name, value in tally.by_source(self.sources).items()}
@@ -364,7 +408,7 @@ class Run:
         self.sinks.record(event="shares", step=self.step, shares=self.shares["shares"], denoiser_losses=losses)
 
     def _save(self, *, wait: bool = False) -> None:
-        tensors = state.tensors_of(self.parameters, self.optimizer)
+        tensors = state.tensors_of(self.own, self.optimizer)
         self.saver.save(self.step, tensors, self._facts(), wait=wait)
 
     def _facts(self) -> dict[str, Any]:
@@ -391,19 +435,6 @@ class Run:
         self.loss_scale, self._good_since_scale = facts["loss_scale"], facts["good_since_scale"]
 
 
-def export(trained: nn.Module, out: Path, *, source: Path, weights: dict[str, torch.Tensor] | None = None) -> None:
-    """A plain Hugging Face checkpoint of `trained` (or of `weights`, gathered from shards), with the tokenizer of `source`."""
-    from penjing.models.checkpoint import load_model, save_model
-
-    if weights is not None:
-        trained = load_model(source, dtype="float32")
-        trained.load_state_dict(weights)
-    used = trained.config.use_cache  # type: ignore[union-attr]
-    trained.config.use_cache = bool(read_json(source / "config.json").get("use_cache", True))  # type: ignore[union-attr]
-    save_model(trained, out, tokenizer_from=source)
-    trained.config.use_cache = used  # type: ignore[union-attr]
-
-
 def figures_of(out: Path) -> dict[str, Any]:
     """The figures of a finished run."""
     return _figures(read_json(out / "train.json"))
@@ -413,6 +444,15 @@ def _figures(report: dict[str, Any]) -> dict[str, Any]:
     last = report["held_out"][-1]["bits_per_byte"] if report["held_out"] else None
     return {**{key: report[key] for key in ("steps", "tokens", "parameters", "final_loss", "final_loss_by_source", "curve")},
             **({"bits_per_byte": last} if last is not None else {}), "skipped_steps": len(report["skipped_steps"])}
+
+
+def _is_out_of_memory(error: BaseException | None) -> bool:
+    """Whether memory ran out, also inside a pipeline, which wraps what happened."""
+    while error is not None:
+        if isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error):
+            return True
+        error = error.__cause__
+    return False
 
 
 def _out_of_memory(step: int, rows: int) -> str:

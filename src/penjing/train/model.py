@@ -85,10 +85,14 @@ class Objective(nn.Module):
         """The frozen model learned from, if any."""
         return self._teacher[0]
 
-    def forward(self, part: Part) -> Losses:
-        """Sums of the losses of one part of a batch."""
+    def hidden(self, part: Part, hidden_BSH: Tensor | None = None) -> Tensor:
+        """Hidden states after the model's layers, B S H; `hidden_BSH` come from the stage of a pipeline before this one."""
         with self._autocast(part):
-            hidden = last_hidden(self.model, part).flatten(0, 1)
+            return last_hidden(self.model, part, hidden_BSH)
+
+    def forward(self, part: Part, hidden_BSH: Tensor | None = None) -> Losses:
+        """Sums of the losses of one part of a batch."""
+        hidden = self.hidden(part, hidden_BSH).flatten(0, 1)
         head = self.model.get_output_embeddings()  # type: ignore[operator]
         scale = _logit_scale(self.model)
         teacher = self._ask_teacher(part)
@@ -113,13 +117,14 @@ class Objective(nn.Module):
         return torch.autocast(part.targets.device.type, self.product)
 
 
-def last_hidden(model: nn.Module, part: Part) -> Tensor:
-    """Hidden states that the output table is applied to, B S H (B D H with a decoder)."""
+def last_hidden(model: nn.Module, part: Part, hidden_BSH: Tensor | None = None) -> Tensor:
+    """Hidden states that the output table is applied to, B S H (B D H with a decoder); from `hidden_BSH` instead of ids."""
     if getattr(model.config, "model_type", None) == "openba":
         return seq2seq.openba_hidden(model, part)
     if getattr(model.config, "is_encoder_decoder", False):
         return seq2seq.masked_hidden(model, part)
-    out = model.base_model(input_ids=part.tokens, position_ids=part.positions, use_cache=False, isolation=part.isolation)  # type: ignore[operator]
+    start = {"input_ids": part.tokens} if hidden_BSH is None else {"inputs_embeds": hidden_BSH}
+    out = model.base_model(**start, position_ids=part.positions, use_cache=False, isolation=part.isolation)  # type: ignore[operator]
     hidden: Tensor = out[0]
     return hidden
 

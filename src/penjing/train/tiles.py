@@ -149,7 +149,9 @@ def _places(shelves: list[list[np.ndarray]], columns: tuple[int, int], width: in
             start, length = int(document[columns[0]]), int(document[columns[1]])
             index[number, at : at + length] = np.arange(start, start + length)
             owner[number, at : at + length] = place
-            rank[number, at : at + length] = np.arange(length)[::-1] if document[4] else np.arange(length)
+            order = np.arange(length)[::-1] if document[4] else np.arange(length)
+            # Of a part of a document (context parallel), the keys that are not queries come before them.
+            rank[number, at : at + length] = order + int(document[3]) - length
             at += length
     return index, owner, rank
 
@@ -159,8 +161,8 @@ def _long(document: np.ndarray, prefix: np.ndarray, causal: bool, window: int) -
     shown = prefix[start_k : start_k + length_k] if prefix.size else prefix
     windowed = causal and 0 < window < length_k
     bias = None
-    if causal and (windowed or shown.any()):
-        distance = np.arange(length_q)[:, None] - np.arange(length_k)[None, :]
+    if causal and (windowed or shown.any() or length_q != length_k):
+        distance = np.arange(length_k - length_q, length_k)[:, None] - np.arange(length_k)[None, :]
         seen = (distance >= 0) & (distance < (window or length_k + 1))
         if backwards and shown.size:
             shown = shown[::-1]
