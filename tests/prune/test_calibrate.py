@@ -39,7 +39,7 @@ def test_streaming_holds_one_layer(tmp_path: Path) -> None:
     tiny.save("llama", tmp_path)
     model = Layered(tmp_path, streamed=True)
     here = [name for name, parameter in model.model.named_parameters() if not parameter.is_meta]
-    assert sorted(here) == ["model.embed_tokens.weight", "model.norm.weight"]
+    assert here == ["model.norm.weight"]  # of the embedding only the rows of a batch are read
     model.load(model.layers[1])
     assert not model.module("model.layers.1.mlp.down_proj.weight").weight.is_meta
     assert model.module("model.layers.0.mlp.down_proj.weight").weight.is_meta

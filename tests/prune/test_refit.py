@@ -8,13 +8,16 @@ import numpy as np
 import pytest
 import torch
 
-from penjing.errors import ConfigError, InputError
+from penjing.contract import Job
+from penjing.errors import ConfigError, InputError, Interrupted
+from penjing.files import hash_tree
 from penjing.models import tiny
 from penjing.models.checkpoint import load_model, open_checkpoint
 from penjing.prune import importance, rotation, width
-from penjing.prune.cut import apply
-from penjing.prune.plan import PruningPlan, build
-from penjing.prune.refit import refit
+from penjing.prune.arrays import StoredArray
+from penjing.prune.cut import CutView, apply
+from penjing.prune.plan import PruningPlan, build, load
+from penjing.prune.refit import _factor, _substitute, refit
 from penjing.prune.width import Context
 from tests.prune.test_calibrate import samples
 from tests.prune.test_rotation import logits
@@ -98,3 +101,60 @@ def test_the_stage_cuts_with_metric_rotation_and_refit_by_name(tmp_path: Path) -
             found[rotate] = divergence(tmp_path / "model", plan, model, unseen, tmp_path / rotate)
             assert load_model(tmp_path / rotate).config.hidden_size == 16
     assert found["pca"] < 0.6 * found["none"]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_a_factor_in_place_solves_the_ridge(dtype: torch.dtype) -> None:
+    x_TF = torch.from_numpy(np.random.default_rng(0).normal(size=(40, 23))).to(dtype)
+    gram, right = x_TF.T @ x_TF, torch.from_numpy(np.random.default_rng(1).normal(size=(5, 23))).to(dtype)
+    expected, weight = torch.linalg.solve(gram + 0.01 * gram.trace() * torch.eye(23, dtype=dtype), right.T).T, 0.01 * gram.trace()
+    for block in (4, 8, 64):
+        factor, found = _factor(gram.clone(), 0.01, block=block)
+        assert found == pytest.approx(float(weight))
+        torch.testing.assert_close(_substitute(factor, right), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_an_indefinite_sum_gets_a_stronger_ridge() -> None:
+    gram = torch.eye(12)
+    gram[0, 7] = gram[7, 0] = 1.05  # as rounding may leave it
+    factor, weight = _factor(gram.clone(), 1e-3, block=4)
+    assert weight == pytest.approx(10 * 1e-3 * 12)
+    torch.testing.assert_close(factor.tril() @ factor.tril().T, gram + weight * torch.eye(12))
+    with pytest.raises(InputError, match="cannot be fitted"):
+        _factor(torch.full((4, 4), torch.nan), 1e-3)
+
+
+def test_a_refitted_plan_is_saved_and_carried_out_as_it_is(tmp_path: Path) -> None:
+    tiny.make("llama").to(torch.bfloat16).save_pretrained(tmp_path / "model")
+    with open_checkpoint(tmp_path / "model") as source:
+        fitted = refit(build(source.config, keep={"hidden": np.arange(24)}), Context(source, samples=samples()))
+        assert all(isinstance(item.array, StoredArray) for items in fitted.operations.values() for item in items)
+        apply(fitted, source, tmp_path / "direct")
+        fitted.save(tmp_path / "plan")
+        again = load(tmp_path / "plan")
+        again.save(tmp_path / "plan")  # over the file it still reads from
+        apply(load(tmp_path / "plan"), source, tmp_path / "again")
+    assert hash_tree(tmp_path / "direct") == hash_tree(tmp_path / "again")
+
+
+def test_a_refit_stops_when_it_is_asked_to(tmp_path: Path) -> None:
+    tiny.save("llama", tmp_path)
+    asked = iter([False, False, True])
+    with open_checkpoint(tmp_path) as source, pytest.raises(Interrupted, match="stopped while refitting"):
+        refit(build(source.config), Context(source, samples=samples()), job=Job(stop=lambda: next(asked)))
+
+
+def test_a_cut_is_read_as_it_would_be_written(tmp_path: Path) -> None:
+    tiny.make("t5-own-head").to(torch.bfloat16).save_pretrained(tmp_path / "model")
+    with open_checkpoint(tmp_path / "model") as source:
+        context = Context(source, samples=samples(seq2seq=True))
+        plan = rotation.pca(build(source.config, keep={"hidden": np.arange(20), "encoder.1.ffn": np.arange(3, 24),
+                                                       "encoder.0.ffn": np.arange(21), **{f"decoder.{layer}.ffn": np.arange(21)
+                                                                                          for layer in range(3)}}), context)
+        apply(plan, source, tmp_path / "cut")
+        view, cut = CutView(plan, source), open_checkpoint(tmp_path / "cut")
+        assert view.config == cut.config and sorted(view.names) == sorted(cut.names)
+        for name in view.names:
+            np.testing.assert_array_equal(view.read_float(name), cut.read_float(name))
+            np.testing.assert_array_equal(view.read_float(name, np.array([3, 0, 2])[: cut.shape(name)[0]]),
+                                          cut.read_float(name, np.array([3, 0, 2])[: cut.shape(name)[0]]))

@@ -4,7 +4,8 @@ with it.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -23,6 +24,7 @@ from penjing.models.checkpoint import (
     write_checkpoint,
 )
 from penjing.models.family import Tensor
+from penjing.prune.arrays import StoredArray, as_array, chunks_of
 from penjing.prune.plan import ARRAYS_FILE, PLAN_FILE, Operation, PruningPlan, header_hash, source_names, unit_sizes
 
 _FLOATS = ("F64", "F32", "F16", "BF16", "F8_E4M3", "F8_E5M2")
@@ -74,9 +76,59 @@ def apply(
             tensors=outputs,
             source=source.path,
             max_shard_bytes=max_shard_bytes,
-            stamp=stamp_of(value, {key: xxhash.xxh3_128_hexdigest(array.data) for key, array in arrays.items()}),
+            stamp=stamp_of(value, {key: _hash(array) for key, array in arrays.items()}),
             extra={PLAN_FILE: value},
         )
+
+
+def _hash(array: np.ndarray | StoredArray) -> str:
+    digest = xxhash.xxh3_128()
+    for block in chunks_of(array):
+        digest.update(np.ascontiguousarray(block).data)
+    return digest.hexdigest()
+
+
+class CutView:
+    """The cut model as it would be written, weight by weight, without writing it: `read_float` cuts what is asked for."""
+
+    def __init__(self, plan: PruningPlan, source: Checkpoint) -> None:
+        self.path = source.path
+        self._outputs = {item.name: item for item in cut_outputs(plan, source)}
+        self._plan = plan
+        self._source = source
+        self._used = source_names(plan)
+        self._old = plan.family.tensors(plan.source_config)
+        self._sizes = unit_sizes(plan.source_config)
+        self._files = plan.family.match(plan.source_config, source.names, where=source.path)
+        self.names = list(self._outputs)
+        self.config = plan.family.settle(plan.target_config, self.names, self.shape)
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        return self._outputs[name].shape
+
+    def dtype(self, name: str) -> str:
+        return self._outputs[name].dtype
+
+    def read_float(self, name: str, rows: np.ndarray | None = None) -> np.ndarray:
+        """A weight as float32, or some of its rows, rounded as the files' dtype rounds it."""
+        item, operations = self._outputs[name], self._plan.operations.get(name, ())
+        if rows is None or any(one.kind in ("add", "replace") or (one.kind == "map" and one.dim == 0) for one in operations):
+            values = _joined(item.chunks(), item.dtype, item.shape)
+            return values if rows is None else values[rows]
+        old = self._old[self._used[name]]
+        gathers = [axes.gather(label, self._sizes, self._plan.keep) for label in old.axes]
+        gathers[0] = rows if gathers[0] is None else gathers[0][rows]
+        parts = _chunks(item, self._files[old.name], self._source, gathers, operations)
+        return _joined(parts, item.dtype, (len(rows), *item.shape[1:]))
+
+
+def _joined(parts: Iterable[np.ndarray], dtype: str, shape: tuple[int, ...]) -> np.ndarray:
+    values = np.empty(shape, np.float32)
+    flat, done = values.reshape(-1), 0
+    for part in parts:
+        flat[done : done + part.size] = to_float(part, dtype).reshape(-1)
+        done += part.size
+    return values
 
 
 def cut_outputs(plan: PruningPlan, source: Checkpoint) -> list[Output]:
@@ -144,15 +196,18 @@ def _output(
             )
         )
     _check_operations(tensor, old, operations)
+    item = Output(tensor.name, dtype, tensor.shape, tuple)
+    return replace(item, chunks=lambda: _chunks(item, file_name, source, gathers, operations))
 
-    def chunks() -> Iterator[np.ndarray]:
-        if operations:
-            yield from _computed(tensor, file_name, dtype, source, gathers, operations)
-            return
-        for block in source.row_chunks(file_name, gathers[0]):
-            yield take_columns(block, gathers[1:])
 
-    return Output(tensor.name, dtype, tensor.shape, chunks)
+def _chunks(
+    item: Output, file_name: str, source: Checkpoint, gathers: list[np.ndarray | None], operations: tuple[Operation, ...]
+) -> Iterator[np.ndarray]:
+    if operations:
+        yield from _computed(item.shape, file_name, item.dtype, source, gathers, operations)
+        return
+    for block in source.row_chunks(file_name, gathers[0]):
+        yield take_columns(block, gathers[1:])
 
 
 def take_columns(block: np.ndarray, gathers: list[np.ndarray | None]) -> np.ndarray:
@@ -164,7 +219,7 @@ def take_columns(block: np.ndarray, gathers: list[np.ndarray | None]) -> np.ndar
 
 
 def _computed(
-    tensor: Tensor,
+    shape: tuple[int, ...],
     file_name: str,
     dtype: str,
     source: Checkpoint,
@@ -174,41 +229,43 @@ def _computed(
     by_kind: dict[tuple[str, int], Operation] = {(item.kind, item.dim): item for item in operations}
     whole = by_kind.get(("replace", 0))
     if whole is not None and whole.array is not None:
-        yield from_float(whole.array, dtype)
+        for values in chunks_of(whole.array):
+            yield from_float(values, dtype)
         return
     row_map = by_kind.get(("map", 0))
     row_scale = by_kind.get(("scale", 0))
     rows = None if row_map is not None else gathers[0]
     factor = float(np.prod([item.value for item in operations if item.kind == "multiply"]))
     added = by_kind.get(("add", 0))
-    total = np.zeros(tensor.shape, np.float32) if row_map is not None else None
+    maps = {key: as_array(item.array) for key, item in by_kind.items() if key[0] in ("map", "scale") and item.array is not None}
+    addend = None if added is None or added.array is None else as_array(added.array)
+    total = np.zeros(shape, np.float32) if row_map is not None else None
     start = 0
     for block in source.row_chunks(file_name, rows):
         values = to_float(block, dtype)
         here = np.arange(start, start + len(values)) if rows is None else rows[start : start + len(values)]
         out_rows = slice(start, start + len(values))
         start += len(values)
-        if row_scale is not None and row_scale.array is not None:
-            values = values * row_scale.array[here].reshape(-1, *[1] * (values.ndim - 1))
+        if row_scale is not None:
+            values = values * maps["scale", 0][here].reshape(-1, *[1] * (values.ndim - 1))
         for dim, index in enumerate(gathers[1:], start=1):
-            scale, mapping = by_kind.get(("scale", dim)), by_kind.get(("map", dim))
-            if scale is not None and scale.array is not None:
-                values = values * scale.array
-            if mapping is not None and mapping.array is not None:
-                values = values @ mapping.array.T
+            if ("scale", dim) in maps:
+                values = values * maps["scale", dim]
+            if ("map", dim) in maps:
+                values = values @ maps["map", dim].T
             elif index is not None:
                 values = np.take(values, index, axis=dim)
-        if total is not None and row_map is not None and row_map.array is not None:
-            total += (row_map.array[:, here] @ values.reshape(len(values), -1)).reshape(total.shape)
+        if total is not None:
+            total += (maps["map", 0][:, here] @ values.reshape(len(values), -1)).reshape(total.shape)
             continue
         values = values * np.float32(factor)
-        if added is not None and added.array is not None:
-            values = values + added.array[out_rows]
+        if addend is not None:
+            values = values + addend[out_rows]
         yield from_float(values, dtype)
     if total is not None:
         total *= np.float32(factor)
-        if added is not None and added.array is not None:
-            total += added.array
+        if addend is not None:
+            total += addend
         yield from_float(total, dtype)
 
 

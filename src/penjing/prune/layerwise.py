@@ -12,41 +12,61 @@ import importlib
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
+import numpy as np
 import torch
 from torch import nn
 
 from penjing.errors import InputError, fault
 from penjing.models import family
 from penjing.models.checkpoint import open_checkpoint
+from penjing.models.cost import count_parameters
+from penjing.prune.arrays import StoredArray
 
 RESIDENT_BYTES = 2 << 30
 """A model whose float32 weights are smaller than this is held whole unless the caller says otherwise."""
 
 
+class Weights(Protocol):
+    """Where a model's weights come from: an open checkpoint, or a cut that nobody has written yet."""
+
+    path: Path
+    config: dict[str, Any]
+
+    @property
+    def names(self) -> list[str]: ...
+
+    def dtype(self, name: str) -> str: ...
+
+    def read_float(self, name: str, rows: Any = None) -> np.ndarray: ...
+
+
 class Layered:
     """A checkpoint as a transformers model whose layers are read when they are needed and given back after.
 
-    Weights are float32. `layers` are the module names in the order in which they run, encoder before decoder.
+    Weights are float32. `layers` are the module names in the order in which they run, encoder before decoder. Of an
+    embedding only the rows of a batch are read, where the model's body can run without its head.
     """
 
-    def __init__(self, path: str | Path, *, streamed: bool | None = None) -> None:
-        self.path = Path(path)
-        self._checkpoint = open_checkpoint(self.path)
-        self.config = self._checkpoint.config
+    def __init__(self, weights: str | Path | Weights, *, streamed: bool | None = None) -> None:
+        self.weights: Weights = open_checkpoint(weights) if isinstance(weights, (str, Path)) else weights
+        self.path = Path(self.weights.path)
+        self.config = self.weights.config
         self.family = family.of(self.config)
         self.table = self.family.tensors(self.config)
-        self._files = self.family.match(self.config, self._checkpoint.names, where=self.path)
-        weights = sum(4 * _count(tensor.shape) for tensor in self.table.values())
-        self.streamed = weights > RESIDENT_BYTES if streamed is None else streamed
+        self._files = self.family.match(self.config, self.weights.names, where=self.path)
+        self._changed: dict[str, StoredArray] = {}
+        self._used: set[str] = set()
+        self.streamed = not fits(self.config) if streamed is None else streamed
         self.model = _shell(self.config)
         self._names = self._same_weights()
         self.head = next((item.name for item in self.family.vocab_tensors(self.config) if item.role == "output"), None)
         """The head's weight, where it is a weight of its own."""
-        late = self.head if self.streamed and self.model.base_model is not self.model else None
-        self._set(name for name, tensor in self.table.items() if tensor.layer is None and name != late)
+        late = {self.head, *self._read_by_rows()} if self.streamed and self.model.base_model is not self.model else set()
+        self._set(name for name, tensor in self.table.items() if tensor.layer is None and name not in late)
         if not self.streamed:
             self._set(name for name, tensor in self.table.items() if tensor.layer is not None)
         left = [] if self.streamed else [n for n, p in self.model.named_parameters() if p.is_meta]
@@ -77,6 +97,40 @@ class Layered:
         if self.streamed:
             self._drop(name for name in self.table if name.startswith(f"{layer}."))
 
+    def on_demand(self) -> list[Any]:
+        """Hooks that read each module's weights just before it runs, instead of whole layers; `release_used` gives them back.
+
+        They must be put on after the stops of `Passes`, so that a pass that waits before a module has not read it.
+        """
+        owners: dict[str, list[str]] = {}
+        for name, tensor in self.table.items():
+            if tensor.layer is not None and self.streamed:
+                owners.setdefault(name.rpartition(".")[0], []).append(name)
+        return [self.model.get_submodule(owner).register_forward_pre_hook(lambda module, args, names=names: self._need(names))
+                for owner, names in owners.items()]
+
+    def release_used(self) -> None:
+        """Give back what the hooks of `on_demand` read."""
+        self._drop(self._used)
+        self._used.clear()
+
+    def read(self, name: str, rows: Any = None) -> np.ndarray:
+        """A weight of the table as float32, from the files or as it was changed."""
+        if name in self._changed:
+            values = self._changed[name].read()
+            return values if rows is None else values[rows]
+        return self.weights.read_float(self._files[name], rows)
+
+    def dtype(self, name: str) -> str:
+        """What the files hold of a weight: BF16, …"""
+        return self.weights.dtype(self._files[name])
+
+    def change(self, name: str, value: StoredArray) -> None:
+        """Let the model have another weight from now on."""
+        self._changed[name] = value
+        if not self.streamed or name in self._used:
+            self._put(name, torch.from_numpy(value.read()))
+
     def release_embeddings(self) -> None:
         """Give the embeddings' memory back, once every pass is beyond them; a tied head that passes need at their end stays."""
         if self.streamed and self.model.base_model is not self.model:
@@ -98,6 +152,29 @@ class Layered:
         out = body(**batch, use_cache=False)
         return out.logits if body is self.model else out.last_hidden_state
 
+    def _need(self, names: Sequence[str]) -> None:
+        absent = [name for name in names if name not in self._used]
+        self._set(absent)
+        self._used.update(absent)
+
+    def _read_by_rows(self) -> list[str]:
+        """Weights of embeddings, whose modules from now on read what a batch needs of them."""
+        found = []
+        for name, tensor in self.table.items():
+            owners = {alias.rpartition(".")[0] for alias in self._names.get(name, ())}
+            modules = {owner: self.model.get_submodule(owner) for owner in owners}
+            tables = [module for module in modules.values() if type(module) is nn.Embedding]
+            if tensor.kind != "embedding" or not tables:
+                continue
+            for module in tables:
+                vars(module)["forward"] = partial(self._rows, name)
+            found.append(name)
+        return found
+
+    def _rows(self, name: str, ids: torch.Tensor) -> torch.Tensor:
+        known, places = ids.unique(return_inverse=True)
+        return torch.from_numpy(self.read(name, known.numpy()))[places]
+
     def _drop(self, names: Iterable[str]) -> None:
         for name in names:
             self._put(name, torch.empty(self.table[name].shape, device="meta"))
@@ -118,7 +195,7 @@ class Layered:
 
     def _set(self, names: Iterable[str]) -> None:
         for name in names:
-            self._put(name, torch.from_numpy(self._checkpoint.read_float(self._files[name])))
+            self._put(name, torch.from_numpy(self.read(name)))
 
     def _put(self, name: str, value: torch.Tensor) -> None:
         if name not in self._names:
@@ -127,6 +204,11 @@ class Layered:
         for alias in self._names[name]:
             owner, _, attribute = alias.rpartition(".")
             self.model.get_submodule(owner)._parameters[attribute] = parameter
+
+
+def fits(config: Mapping[str, Any]) -> bool:
+    """Whether a model is small enough to be held whole unless the caller says otherwise."""
+    return 4 * count_parameters(config) <= RESIDENT_BYTES
 
 
 class Passes:
@@ -266,10 +348,3 @@ def _shell(config: Mapping[str, Any]) -> Any:
             model._init_weights(module)
     model.tie_weights()
     return model.eval().requires_grad_(False)
-
-
-def _count(shape: Sequence[int]) -> int:
-    total = 1
-    for length in shape:
-        total *= length
-    return total

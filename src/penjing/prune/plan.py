@@ -21,6 +21,7 @@ from penjing.errors import ConfigError, InputError, fault
 from penjing.files import canonical_json, hash_text, read_json, write_json
 from penjing.models.checkpoint import Checkpoint
 from penjing.models.family import Family, of
+from penjing.prune.arrays import StoredArray, chunks_of, opened
 
 VERSION = 1
 PLAN_FILE = "plan.json"
@@ -39,7 +40,8 @@ class Operation:
 
     kind: str
     dim: int = 0
-    array: np.ndarray | None = None
+    array: np.ndarray | StoredArray | None = None
+    """In memory, or on the disk until it is needed."""
     value: float = 1.0
 
 
@@ -68,9 +70,9 @@ class PruningPlan:
     def family(self) -> Family:
         return of(self.source_config)
 
-    def to_json(self) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+    def to_json(self) -> tuple[dict[str, Any], dict[str, np.ndarray | StoredArray]]:
         """The plan as JSON values, and the arrays its operations refer to by name."""
-        arrays: dict[str, np.ndarray] = {}
+        arrays: dict[str, np.ndarray | StoredArray] = {}
         seen: dict[int, str] = {}
         operations: dict[str, list[dict[str, Any]]] = {}
         for name, items in self.operations.items():
@@ -83,7 +85,8 @@ class PruningPlan:
                     entry["value"] = item.value
                 if item.array is not None:
                     key = seen.setdefault(id(item.array), f"array-{len(seen):04d}")
-                    arrays[key] = np.ascontiguousarray(item.array, dtype=np.float32)
+                    stored = isinstance(item.array, StoredArray)
+                    arrays[key] = item.array if stored else np.ascontiguousarray(item.array, dtype=np.float32)
                     entry["array"] = key
                 operations[name].append(entry)
         plan = {
@@ -108,7 +111,7 @@ class PruningPlan:
         directory.mkdir(parents=True, exist_ok=True)
         if arrays:
             header = shards.header_bytes([(key, "F32", value.shape) for key, value in arrays.items()], {"format": "np"})
-            parts = [(key, value.nbytes, lambda value=value: [value]) for key, value in arrays.items()]
+            parts = [(key, value.nbytes, lambda value=value: chunks_of(value)) for key, value in arrays.items()]
             shards.write_shard(directory / ARRAYS_FILE, header, parts)
         write_json(directory / PLAN_FILE, plan)
 
@@ -135,7 +138,7 @@ def load(path: Path) -> PruningPlan:
         raise InputError(fault(f"not a pruning plan: no '{missing[0]}'", where=file))
     if value["version"] != VERSION:
         raise InputError(fault("a plan of another version", where=file, found=value["version"], expected=VERSION))
-    arrays = _load_arrays(file.parent / ARRAYS_FILE) if value.get("operations") else {}
+    arrays = _load_arrays(file, value.get("operations", {}))
     operations = {}
     for name, items in value.get("operations", {}).items():
         operations[name] = tuple(
@@ -371,14 +374,16 @@ def _overrides(value: Mapping[str, Any]) -> dict[str, Any]:
     return {key: item for key, item in target.items() if key not in keys and source.get(key) != item}
 
 
-def _load_arrays(file: Path) -> dict[str, np.ndarray]:
-    from penjing.models import shards
-
-    entries, _ = shards.read_header(file)
-    with file.open("rb") as opened:
-        return {
-            name: shards.read_rows(opened.fileno(), entry, 0, entry.shape[0]).copy() for name, entry in entries.items()
-        }
+def _load_arrays(file: Path, operations: Mapping[str, Any]) -> dict[str, np.ndarray | StoredArray]:
+    """The arrays that a stored plan's operations name: whole weights stay on the disk, vectors and bases are read."""
+    wanted = {item["array"]: item["kind"] for items in operations.values() for item in items if item.get("array")}
+    if not wanted:
+        return {}
+    found = opened(file.parent / ARRAYS_FILE)
+    absent = sorted(set(wanted) - set(found))
+    if absent:
+        raise InputError(fault(f"no array '{absent[0]}', although the plan says so", where=file.parent / ARRAYS_FILE))
+    return {name: found[name] if kind in ("replace", "add") else found[name].read() for name, kind in wanted.items()}
 
 
 def unit_sizes(config: Mapping[str, Any]) -> dict[str, int]:

@@ -26,6 +26,7 @@ import numpy as np
 from penjing.errors import ConfigError, fault
 from penjing.models.checkpoint import Checkpoint
 from penjing.models.family import Family, Tensor
+from penjing.prune.arrays import as_array
 from penjing.prune.calibrate import Calibration
 from penjing.prune.importance import calibration_of
 from penjing.prune.plan import Operation, PruningPlan, build, source_names, with_operations
@@ -162,7 +163,7 @@ def basis_of(plan: PruningPlan) -> np.ndarray:
     name = _embedding(plan.family, plan.source_config)
     for item in plan.operations.get(name, ()):
         if item.kind == "map" and item.array is not None:
-            return item.array
+            return as_array(item.array)
     return np.eye(size, dtype=np.float32)[plan.keep.get("hidden", np.arange(size))]
 
 
