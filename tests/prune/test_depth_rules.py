@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -91,3 +93,20 @@ def test_losses_do_not_depend_on_how_samples_are_stacked() -> None:
     alone = [(depth.loss(model, [sample]), len(sample["input_ids"]) - 1) for sample in samples]
     expected = sum(value * count for value, count in alone) / sum(count for _, count in alone)
     assert depth.loss(model, samples) == pytest.approx(expected, abs=1e-5)
+
+
+@pytest.mark.parametrize("case", ["llama", "llama-tied-biased", "qwen2", "glm4", "gpt2", "codegen", "opt", "bloom", "t5", "t5-own-head",
+                                  "umt5", "openba"])
+def test_read_layer_by_layer_the_rules_find_the_same(case: str, tmp_path: Path) -> None:
+    model = tiny.save(case, tmp_path)
+    samples = _samples(model.config.is_encoder_decoder)
+    stream = depth.layered(tmp_path)
+    last = depth.of(model.config.to_dict()).stacks[-1]
+    for name, scores in depth.influence(model, samples).items():
+        np.testing.assert_allclose(depth.influence(stream, samples)[name], scores, rtol=1e-4, atol=1e-6)
+    for without in ({}, {last.name: [0]}, {last.name: [1, 2]}):
+        assert depth.loss(stream, samples, without=without) == pytest.approx(depth.loss(model, samples, without=without), rel=1e-5)
+    drops = {"encoder": 1, "decoder": 2} if model.config.is_encoder_decoder else {last.name: 2}
+    assert depth.greedy(stream, drops, samples) == depth.greedy(model, drops, samples)
+    here = [name for name, parameter in stream.model.named_parameters() if not parameter.is_meta and ".0." in name]
+    assert not here  # every layer was given back

@@ -1,10 +1,14 @@
 """Which layers go: spaced over the middle as OpenBA-V2 did it, by block influence, greedily by loss, or as you list
 them.
+
+The rules that look at data take a transformers model, or a model that is read layer by layer (`layered`): then one layer
+and one batch are in memory, and the streams that are compared lie on the disk.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,6 +16,8 @@ import numpy as np
 from penjing.errors import ConfigError, fault
 from penjing.models.family import Family, of
 
+LOGIT_BYTES = 256 << 20
+"""Logits of one batch of a model that is read layer by layer."""
 RULES = ("spaced", "block-influence", "greedy", "best", "list")
 OPENBA_V2: tuple[dict[str, list[int]], ...] = (
     {"encoder": [4, 8], "decoder": [7, 11, 18, 20, 22, 30]},
@@ -83,10 +89,12 @@ def openba_stages(*, base: int = 0) -> list[dict[str, list[int]]]:
 def influence(model: Any, samples: Sequence[Mapping[str, np.ndarray]]) -> dict[str, np.ndarray]:
     """Block influence of each layer by stack: 1 - mean cosine of what enters and what leaves (ShortGPT, section 3.1).
 
-    `model` is a transformers model; every token of every sample counts once.
+    `model` is a transformers model, or a `layered` one; every token of every sample counts once.
     """
     import torch
 
+    if _is_layered(model):
+        return _replay(model, samples).influence()
     family = of(model.config.to_dict())
     sums = {stack.name: np.zeros(len(layer_modules(model, family, stack.name))) for stack in family.stacks}
     counts = {name: np.zeros_like(values) for name, values in sums.items()}
@@ -117,13 +125,9 @@ def loss(
     """Mean loss in nats per predicted token, with the layers in `without` (by stack) passed over."""
     import torch
 
-    if not samples:
-        raise ConfigError(
-            fault(
-                "this depth rule measures the model and was given nothing to measure it on",
-                fix="give the stage a 'tokens' or 'corpus' input, or use depth_rule: spaced",
-            )
-        )
+    _check_samples(samples)
+    if _is_layered(model):
+        return float(_replay(model, samples).losses(without or {})[None])
     family = of(model.config.to_dict())
     hooks = []
     for name, indices in (without or {}).items():
@@ -132,9 +136,9 @@ def loss(
     total, count = 0.0, 0
     try:
         with torch.inference_mode():
-            for batch in _batches(samples):
-                fields = {key: torch.from_numpy(value).long().to(model.device) for key, value in batch.items()}
-                labels = fields.setdefault("labels", fields["input_ids"])
+            for fields in _tensors(samples):
+                fields = {key: value.to(model.device) for key, value in fields.items()}
+                labels = fields["labels"]
                 predicted = int((labels if family.seq2seq else labels[:, 1:]).ne(-100).sum())
                 total += float(model(**fields, use_cache=False).loss) * predicted
                 count += predicted
@@ -164,24 +168,23 @@ def greedy(
 
     With a `shortlist` only that many layers of each stack, those of least block influence, are tried.
     """
-    family = of(model.config.to_dict())
+    family = of(_config(model))
     gone: dict[str, list[int]] = {name: [] for name in drops}
-    counts = {stack.name: len(layer_modules(model, family, stack.name)) for stack in family.stacks}
+    counts = {stack.name: family.sizes(_config(model))[stack.size] for stack in family.stacks}
+    replay = _replay(model, samples) if _is_layered(model) else None
     tryable = {name: list(range(count)) for name, count in counts.items()}
     if shortlist is not None:
-        scores = influence(model, samples)
+        scores = influence(model, samples) if replay is None else replay.influence()
         for name, number in drops.items():
             tryable[name] = sorted(np.argsort(scores[name], kind="stable")[: max(shortlist, number)].tolist())
     while any(len(gone[name]) < number for name, number in drops.items()):
-        tried = []
-        for name, number in drops.items():
-            if len(gone[name]) == number:
-                continue
-            for index in tryable[name]:
-                if index not in gone[name]:
-                    trial = {**gone, name: [*gone[name], index]}
-                    tried.append((loss(model, samples, without=trial), name, index))
-        value, name, index = min(tried)
+        places = [(name, index) for name, number in drops.items() if len(gone[name]) < number
+                  for index in tryable[name] if index not in gone[name]]
+        if replay is None:
+            losses = {(name, index): loss(model, samples, without={**gone, name: [*gone[name], index]}) for name, index in places}
+        else:
+            losses = replay.losses(gone, places)
+        value, name, index = min((losses[name, index], name, index) for name, index in places)
         gone[name].append(index)
         note(f"without layer {index} of {name}: loss {value:.4f}")
     return {name: sorted(indices) for name, indices in gone.items()}
@@ -225,10 +228,56 @@ def choose(
     return sets[winner], {"loss_by_rule": losses, "rule": winner}
 
 
+def layered(path: str | Path) -> Any:
+    """A model directory for these rules that is read layer by layer and never whole."""
+    from penjing.prune.layerwise import Layered
+
+    return Layered(path, streamed=True)
+
+
 def layer_modules(model: Any, family: Family, stack: str) -> list[Any]:
     """The layers of a stack in a transformers model, in order."""
     prefix = family.stack(stack).prefix.split("{i}")[0].rstrip(".")
     return list(model.get_submodule(prefix))
+
+
+def _is_layered(model: Any) -> bool:
+    return type(model).__name__ == "Layered"
+
+
+def _config(model: Any) -> dict[str, Any]:
+    return dict(model.config) if isinstance(model.config, Mapping) else model.config.to_dict()
+
+
+def _replay(model: Any, samples: Sequence[Mapping[str, np.ndarray]]) -> Any:
+    """Passes over a layered model, in batches small enough that their logits take at most `LOGIT_BYTES`."""
+    from penjing.prune.replay import Replay
+
+    _check_samples(samples)
+    longest = max(len(sample.get("labels", sample["input_ids"])) for sample in samples)
+    rows = LOGIT_BYTES // (4 * longest * of(_config(model)).sizes(_config(model))["vocab"])
+    return Replay(model, _tensors(samples, rows=min(8, max(1, rows))))
+
+
+def _check_samples(samples: Sequence[Mapping[str, np.ndarray]]) -> None:
+    if not samples:
+        raise ConfigError(
+            fault(
+                "this depth rule measures the model and was given nothing to measure it on",
+                fix="give the stage a 'tokens' or 'corpus' input, or use depth_rule: spaced",
+            )
+        )
+
+
+def _tensors(samples: Sequence[Mapping[str, np.ndarray]], rows: int = 8) -> list[dict[str, Any]]:
+    """Model inputs of up to `rows` samples each, with labels."""
+    import torch
+
+    made = []
+    for batch in _batches(samples, rows):
+        fields = {key: torch.from_numpy(value).long() for key, value in batch.items()}
+        made.append({**fields, "labels": fields.get("labels", fields["input_ids"])})
+    return made
 
 
 def _batches(samples: Sequence[Mapping[str, np.ndarray]], rows: int = 8) -> Iterator[dict[str, np.ndarray]]:

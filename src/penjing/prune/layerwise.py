@@ -142,6 +142,12 @@ class Layered:
                   if (name == self.head or (self.head is None and tensor.kind == "embedding"))
                   and self.module(name).weight.is_meta)
 
+    def release_head(self) -> None:
+        """Give back what `load_head` read."""
+        if self.streamed and self.model.base_model is not self.model:
+            self._drop(name for name, tensor in self.table.items()
+                       if name == self.head or (self.head is None and tensor.kind == "embedding"))
+
     def module(self, weight: str) -> Any:
         """The module that holds a weight."""
         return self.model.get_submodule(weight.rpartition(".")[0])
