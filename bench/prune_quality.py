@@ -231,6 +231,9 @@ OTHER_FAMILIES = ("random (OpenBA-V2)", "activation (Minitron)", "output energy"
                   "rotation + refit")
 
 
+PARTS = ["width", "depth", "stages", "text", "peers"]
+
+
 class Memo:
     """Results of one seed, kept on disk as they come, so that a stopped run goes on."""
 
@@ -378,9 +381,19 @@ class Bench:
         self.memo(f"staged cut 2/{name}", self.loss, path)
         self.memo(f"staged kd 2/{name}", self.recovered, path, teacher=teacher)
 
+    def text(self) -> None:
+        """How much calibration text the rules need: windows of 256 tokens for a widest fit of 256 inputs."""
+        whole = self.samples
+        for count in (64, 16, 4, 2, 1):
+            self.samples = whole[:count]
+            for name in ("output energy", "output energy + refit", "rotation", "rotation + refit"):
+                path = self.cut(f"text {count} {name}", self.base, sizes=HALF, **METHODS[name])  # type: ignore[arg-type]
+                self.memo(f"text {count * WINDOW}/{name}", self.loss, path)
+        self.samples = whole
+
     def peers(self) -> None:
         """Torch-Pruning's cuts of the same base to as many parameters as ours, and ours to its shape."""
-        for name in ("magnitude", "output energy", "rotation + refit"):
+        for name in ("magnitude", "Taylor", "output energy", "rotation + refit"):
             path = self.cut(f"peer shape {name}", self.base, sizes=PEER, **METHODS[name])  # type: ignore[arg-type]
             self.memo(f"peer shape/{name}", self.loss, path)
         for importance in ("magnitude", "taylor"):
@@ -400,6 +413,35 @@ class Bench:
         return depth.choose(rule, model.config.to_dict(), {"layers": drop}, model=model, samples=samples)[0]["layers"]
 
 
+def rises(values: dict[str, Any]) -> dict[str, float]:
+    """Loss above the base of one seed, by key; `cut/random` is the mean of four draws."""
+    found = {key: value - values["base"] for key, value in values.items() if isinstance(value, float) and key != "base"}
+    draws = [value for key, value in found.items() if key.startswith("cut/random draw") or key == "cut/random (OpenBA-V2)"]
+    if draws:
+        found["cut/random"] = float(np.mean(draws))
+    return found
+
+
+def goals(seeds: dict[str, dict[str, Any]]) -> dict[str, list[float]]:
+    """What the project asks of its best rule, seed by seed."""
+    found: dict[str, list[float]] = {}
+    for values in seeds.values():
+        rise = rises(values)
+        for name, part, whole in (("after the cut, share of random's rise", "cut/rotation + refit", "cut/random"),
+                                  ("after the cut, share of activation's rise", "cut/rotation + refit", "cut/activation (Minitron)"),
+                                  ("distilled, share of random's rise", "kd/rotation + refit", "kd/random (OpenBA-V2)")):
+            if part in rise and whole in rise:
+                found.setdefault(name, []).append(round(rise[part] / rise[whole], 4))
+        for drop in (2, 4):
+            keys = ["layers-" + "".join(str(layer) for layer in range(8) if layer not in values[f"layers/-{drop} {rule}"])
+                    for rule in ("spaced", "best") if f"layers/-{drop} {rule}" in values]
+            for what in ("cut", "kd"):
+                if len(keys) == 2 and f"{what}/{keys[0]}" in rise:
+                    name = f"{drop} of 8 layers, {what}: spaced less best"
+                    found.setdefault(name, []).append(round(rise[f"{what}/{keys[0]}"] - rise[f"{what}/{keys[1]}"], 4))
+    return found
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--prepare", action="store_true")
@@ -407,7 +449,7 @@ def main() -> None:
     parser.add_argument("--bases", nargs="+", default=["1:1600", "2:1600", "3:1600"], metavar="SEED:STEPS")
     parser.add_argument("--recovery", type=int, default=60, help="steps of 1024 tokens after a cut")
     parser.add_argument("--recover", type=int, default=len(RECOVERED), help="how many of the methods are recovered too")
-    parser.add_argument("--parts", nargs="+", default=["width", "depth", "stages"], choices=["width", "depth", "stages", "peers"])
+    parser.add_argument("--parts", nargs="+", default=PARTS[:3], choices=PARTS)
     parser.add_argument("--family", default="llama", choices=list(SHAPES), help="all but llama know --parts width only")
     parser.add_argument("--peers", metavar="PYTHON", help="an interpreter that has torch_pruning, for --parts peers")
     parser.add_argument("--cache", type=Path, default=CACHE, metavar="DIR", help="bases, cuts and results (%(default)s)")
@@ -432,20 +474,22 @@ def main() -> None:
         results[f"{seed}:{steps}"] = bench.memo.values
     numbers: dict[str, list[float]] = {}
     for values in results.values():
-        for key, value in values.items():
-            if isinstance(value, float):
-                numbers.setdefault(key, []).append(value)
-    summary = {key: {"mean": round(float(np.mean(v)), 4), "spread": round(float(max(v) - min(v)), 4), "seeds": len(v)}
+        for key, value in rises(values).items():
+            numbers.setdefault(key, []).append(value)
+    summary = {key: {"rise": round(float(np.mean(v)), 4), "least": round(min(v), 4), "most": round(max(v), 4), "seeds": len(v)}
                for key, v in numbers.items()}
     report = {"unit": "nats per token, held-out", "family": arguments.family,
               "recovery_tokens": arguments.recovery * ROWS * WINDOW, "summary": summary,
+              "goals": goals(results),
               "seeds": results, "cpu_s": round(time.process_time() - started, 1), "machine": platform.machine(),
               "torch": torch.__version__}
     if arguments.json:
         print(json.dumps(report, ensure_ascii=False))
     else:
         for key, value in summary.items():
-            print(f"{key:40s} {value['mean']:.4f} ± {value['spread']:.4f}")
+            print(f"{key:48s} +{value['rise']:.3f} ({value['least']:.3f} to {value['most']:.3f})")
+        for name, shares in goals(results).items():
+            print(f"{name}: {shares}")
 
 
 if __name__ == "__main__":
