@@ -486,8 +486,8 @@ def main() -> None:
     if arguments.json:
         print(json.dumps(report, ensure_ascii=False))
     else:
-        for key, value in summary.items():
-            print(f"{key:48s} +{value['rise']:.3f} ({value['least']:.3f} to {value['most']:.3f})")
+        for key, item in summary.items():
+            print(f"{key:48s} +{item['rise']:.3f} ({item['least']:.3f} to {item['most']:.3f})")
         for name, shares in goals(results).items():
             print(f"{name}: {shares}")
 
