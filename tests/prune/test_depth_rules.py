@@ -10,6 +10,7 @@ import torch
 
 from penjing.errors import ConfigError
 from penjing.models import tiny
+from penjing.models.checkpoint import open_checkpoint
 from penjing.prune import depth
 
 
@@ -110,3 +111,19 @@ def test_read_layer_by_layer_the_rules_find_the_same(case: str, tmp_path: Path) 
     assert depth.greedy(stream, drops, samples) == depth.greedy(model, drops, samples)
     here = [name for name, parameter in stream.model.named_parameters() if not parameter.is_meta and ".0." in name]
     assert not here  # every layer was given back
+
+
+@pytest.mark.parametrize("rule", ["block-influence", "greedy", "best"])
+def test_a_model_that_does_not_fit_is_chosen_from_layer_by_layer(rule: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from penjing.prune import layerwise, request
+
+    tiny.save("llama", tmp_path)
+    asked = request.Request(layers=1, depth_rule=rule, device="cpu")
+    with open_checkpoint(tmp_path) as source:
+        whole = request.make_plan(asked, source, _samples())
+        monkeypatch.setattr(layerwise, "RESIDENT_BYTES", 0)
+        assert type(request.placed(asked, tmp_path)).__name__ == "Layered"
+        in_layers = request.make_plan(asked, source, _samples(), work=tmp_path / "work")
+    assert whole[0].layers == in_layers[0].layers
+    assert in_layers[1].get("loss_by_rule", {}) == pytest.approx(whole[1].get("loss_by_rule", {}), rel=1e-5)
+    assert not list((tmp_path / "work").iterdir()) if (tmp_path / "work").exists() else True

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,6 +17,7 @@ from penjing.prune import rotation
 from penjing.prune.calibrate import calibrate
 from penjing.prune.cut import apply
 from penjing.prune.plan import PruningPlan, build
+from penjing.prune.request import Request, make_plan
 from tests.prune.test_calibrate import samples
 
 CASES = ("llama", "llama-tied-biased", "qwen2", "qwen3", "glm", "gpt2", "codegen", "opt", "t5", "t5-own-head", "umt5",
@@ -123,6 +125,44 @@ def test_auto_turns_what_can_be_turned_and_leaves_a_tied_model(tmp_path: Path, s
     free = stage.Config(**settings, importance_settings={"untie": True})
     stage.run(free, {"checkpoint": tied, "corpus": corpus}, tmp_path / "free", Job())
     assert not json.loads((tmp_path / "free" / "config.json").read_text())["tie_word_embeddings"]
+
+
+@pytest.mark.parametrize(("case", "smaller"), [
+    ("llama-tied-biased", {"hidden": 16}), ("t5", {"hidden": 16}), ("umt5", {"hidden": 16}), ("openba-tied", {"layers": {"decoder": 2}}),
+    ("gpt2", {"layers": 2}), ("opt", {"layers": 2}), ("bloom", {"layers": 2})])
+def test_a_head_of_its_own_changes_nothing(case: str, smaller: dict[str, Any], tmp_path: Path) -> None:
+    model = tiny.save(case, tmp_path / "model")
+    text = samples(seq2seq=model.config.is_encoder_decoder)
+    with open_checkpoint(tmp_path / "model") as source:
+        for name, asked in (("whole", {}), ("narrow", smaller)):
+            free, _ = make_plan(Request(**asked, importance="magnitude", untie=True), source, [])
+            tied, _ = make_plan(Request(**asked, importance="magnitude"), source, [])
+            apply(free, source, tmp_path / f"{name}-free")
+            apply(tied, source, tmp_path / f"{name}-tied")
+            one, two = load_model(tmp_path / f"{name}-free"), load_model(tmp_path / f"{name}-tied")
+            assert "lm_head.weight" in open_checkpoint(tmp_path / f"{name}-free").names
+            if case not in ("t5", "umt5"):  # transformers ties T5's again while the two are equal
+                assert one.get_output_embeddings().weight.data_ptr() != one.get_input_embeddings().weight.data_ptr()
+                extra = sum(p.numel() for p in one.parameters()) - sum(p.numel() for p in two.parameters())
+                assert extra == one.get_output_embeddings().weight.numel()
+            before = logits(two, text)
+            assert (logits(one, text) - before).abs().max() < 1e-5 * float(before.abs().max())
+
+
+def test_norms_are_calibrated_by_a_key_of_their_own(tmp_path: Path) -> None:
+    tiny.save("llama", tmp_path)
+    sizes = {"hidden": 16, "importance": "output-energy"}
+    with open_checkpoint(tmp_path) as source:
+        by_key, _ = make_plan(Request(**sizes, norm_scale="calibrated"), source, samples())
+        by_name, _ = make_plan(Request(**sizes, rotation="selection"), source, samples())
+        rotated, _ = make_plan(Request(**sizes, norm_scale="calibrated", rotation="pca"), source, samples())
+        plain, _ = make_plan(Request(**sizes, rotation="pca"), source, samples())
+        assert by_key.operations == by_name.operations and by_key.operations
+        assert rotated.operations.keys() == plain.operations.keys()  # a rotation has rescaled its norms already
+        with pytest.raises(ConfigError, match="given nothing to measure it on"):
+            make_plan(Request(**sizes | {"importance": "magnitude"}, norm_scale="calibrated"), source, [])
+        with pytest.raises(ConfigError, match="norm_scale: mask makes a cut equal masking, which a rotation is not"):
+            make_plan(Request(**sizes, norm_scale="mask", rotation="pca"), source, samples())
 
 
 def write_corpus(path: Path, text: str) -> None:

@@ -93,8 +93,9 @@ def influence(model: Any, samples: Sequence[Mapping[str, np.ndarray]]) -> dict[s
     """
     import torch
 
-    if _is_layered(model):
-        return _replay(model, samples).influence()
+    replay = _replay(model, samples)
+    if replay is not None:
+        return dict(replay.influence())
     family = of(model.config.to_dict())
     sums = {stack.name: np.zeros(len(layer_modules(model, family, stack.name))) for stack in family.stacks}
     counts = {name: np.zeros_like(values) for name, values in sums.items()}
@@ -126,8 +127,9 @@ def loss(
     import torch
 
     _check_samples(samples)
-    if _is_layered(model):
-        return float(_replay(model, samples).losses(without or {})[None])
+    replay = _replay(model, samples)
+    if replay is not None:
+        return float(replay.losses(without or {})[None])
     family = of(model.config.to_dict())
     hooks = []
     for name, indices in (without or {}).items():
@@ -168,10 +170,11 @@ def greedy(
 
     With a `shortlist` only that many layers of each stack, those of least block influence, are tried.
     """
-    family = of(_config(model))
+    replay = _replay(model, samples)
+    config = _config(model) if replay is None else replay.model.config
+    family = of(config)
     gone: dict[str, list[int]] = {name: [] for name in drops}
-    counts = {stack.name: family.sizes(_config(model))[stack.size] for stack in family.stacks}
-    replay = _replay(model, samples) if _is_layered(model) else None
+    counts = {stack.name: family.sizes(config)[stack.size] for stack in family.stacks}
     tryable = {name: list(range(count)) for name, count in counts.items()}
     if shortlist is not None:
         scores = influence(model, samples) if replay is None else replay.influence()
@@ -199,11 +202,12 @@ def choose(
     samples: Sequence[Mapping[str, np.ndarray]] = (),
     note: Callable[[str], None] = lambda text: None,
     shortlist: int | None = None,
+    work: Path | None = None,
 ) -> tuple[dict[str, list[int]], dict[str, Any]]:
     """The layers to drop by stack, and what was measured on the way.
 
     `best` measures the sets of the other rules and takes the one of least loss, so it is never worse than spaced on the
-    samples.
+    samples. Streams of a `layered` model wait in `work`.
     """
     family = of(config)
     sizes = family.sizes(config)
@@ -212,6 +216,7 @@ def choose(
     even = {name: spaced(sizes[family.stack(name).size], number) for name, number in drops.items()}
     if rule == "spaced":
         return even, {}
+    model = _replay(model, samples, work) or model
     if rule == "block-influence":
         return by_influence(model, drops, samples), {}
     if rule == "greedy":
@@ -241,22 +246,23 @@ def layer_modules(model: Any, family: Family, stack: str) -> list[Any]:
     return list(model.get_submodule(prefix))
 
 
-def _is_layered(model: Any) -> bool:
-    return type(model).__name__ == "Layered"
-
-
 def _config(model: Any) -> dict[str, Any]:
-    return dict(model.config) if isinstance(model.config, Mapping) else model.config.to_dict()
+    config: dict[str, Any] = model.config.to_dict()
+    return config
 
 
-def _replay(model: Any, samples: Sequence[Mapping[str, np.ndarray]]) -> Any:
-    """Passes over a layered model, in batches small enough that their logits take at most `LOGIT_BYTES`."""
+def _replay(model: Any, samples: Sequence[Mapping[str, np.ndarray]], work: Path | None = None) -> Any:
+    """Passes over a layered model, in batches small enough that their logits take at most `LOGIT_BYTES`; None for one in memory."""
+    if model is None or type(model).__name__ not in ("Layered", "Replay"):
+        return None
+    if type(model).__name__ == "Replay":
+        return model
     from penjing.prune.replay import Replay
 
     _check_samples(samples)
     longest = max(len(sample.get("labels", sample["input_ids"])) for sample in samples)
-    rows = LOGIT_BYTES // (4 * longest * of(_config(model)).sizes(_config(model))["vocab"])
-    return Replay(model, _tensors(samples, rows=min(8, max(1, rows))))
+    rows = LOGIT_BYTES // (4 * longest * of(model.config).sizes(model.config)["vocab"])
+    return Replay(model, _tensors(samples, rows=min(8, max(1, rows))), work)
 
 
 def _check_samples(samples: Sequence[Mapping[str, np.ndarray]]) -> None:

@@ -61,7 +61,7 @@ def calibration_of(context: Context, *, taylor: bool = False) -> Calibration:
     if not context.samples:
         raise ConfigError(fault("this metric measures the model and was given nothing to measure it on",
                                 fix="give the stage a 'tokens' or 'corpus' input, or use random or magnitude"))
-    made = calibrate(context.checkpoint.path, context.samples, taylor=taylor)
+    made = calibrate(context.checkpoint.path, context.samples, taylor=taylor, job=context.job)
     _LAST.update(key=key, made=made)
     if file is not None:
         made.save(file)

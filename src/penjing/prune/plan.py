@@ -237,6 +237,26 @@ def with_operations(
     )
 
 
+def untied(plan: PruningPlan) -> PruningPlan:
+    """The plan with a head of its own for a model whose head is its embedding, computing what it did; as it is for others.
+
+    T5's scale of a tied head goes into the new one.
+    """
+    family = plan.family
+    if not family.tied(plan.target_config):
+        return plan
+    overrides = {"tie_word_embeddings": False}
+    target = {**plan.target_config, **overrides}
+    head = next(item.name for item in family.vocab_tensors(target) if item.role == "output")
+    embedding = next(item.name for item in family.vocab_tensors(target) if item.role == "input")
+    operations: dict[str, list[Operation]] = {head: list(plan.operations.get(embedding, ()))}
+    if family.scaled_head(plan.source_config) and not family.scaled_head(target):
+        factor = family.sizes(target)["hidden"] ** -0.5
+        operations[head].append(Operation("multiply", value=factor))
+    return with_operations(plan, {name: items for name, items in operations.items() if items},
+                           made_from={head: plan.made_from.get(embedding, embedding)}, overrides=overrides)
+
+
 def header_hash(checkpoint: Checkpoint) -> str:
     """A hash of a model's configuration and of the names and shapes of its weights; reads no weight."""
     table = of(checkpoint.config).match(checkpoint.config, checkpoint.names, where=checkpoint.path)

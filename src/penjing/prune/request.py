@@ -11,10 +11,11 @@ from pydantic import Field
 
 from penjing import console, lookup
 from penjing.config import Config
+from penjing.contract import Job
 from penjing.errors import ConfigError, fault
 from penjing.files import read_json
 from penjing.models import cost
-from penjing.models.checkpoint import Checkpoint, load_model
+from penjing.models.checkpoint import Checkpoint, load_model, open_checkpoint
 from penjing.models.family import of
 from penjing.prune import depth, propose, rules, width
 from penjing.prune import plan as plans
@@ -62,8 +63,14 @@ class Request(Config):
     """
     refit: bool = False
     """Refit output projections in closed form on the calibration data after the cut."""
-    norm_scale: Literal["none", "mask"] = "none"
-    """`mask` scales the weights of RMSNorms so that cutting hidden equals masking it exactly."""
+    untie: bool = False
+    """Give a model whose output head is its embedding a head of its own, as a rotation needs (and a refit can use); the plan
+    says what it costs.
+    """
+    norm_scale: Literal["none", "mask", "calibrated"] = "none"
+    """`mask` scales the weights of RMSNorms so that cutting hidden equals masking it exactly; `calibrated` scales every norm by
+    what was measured of the places that stay, for places chosen for what they carry (a rotation contains it, a refit replaces it).
+    """
     tensor_parallel: int = Field(default=1, ge=1)
     """Ranks that heads and FFN neurons of the result must divide among."""
     multiple_of: dict[str, int] = {}
@@ -75,22 +82,36 @@ class Request(Config):
 
 
 def make_plan(
-    request: Request, source: Checkpoint, samples: Sequence[Mapping[str, np.ndarray]]
+    request: Request,
+    source: Checkpoint,
+    samples: Sequence[Mapping[str, np.ndarray]],
+    *,
+    work: Path | None = None,
+    job: Job | None = None,
 ) -> tuple[plans.PruningPlan, dict[str, Any]]:
-    """The plan that the settings ask for, and what was measured to make it."""
+    """The plan that the settings ask for, and what was measured to make it.
+
+    `work` is where a calibration is kept and streams and new weights wait (the system's temporary directory when it is None).
+    """
     family = of(source.config)
     family.match(source.config, source.names, where=source.path)
+    if request.norm_scale == "mask" and request.rotation not in ("none", "selection"):
+        raise ConfigError(
+            fault("norm_scale: mask makes a cut equal masking, which a rotation is not", found=f"rotation: {request.rotation}",
+                  fix="give one of them; a rotation scales its norms itself")
+        )
     sizes, layers, _ = check_sizes(request, source.config, history=_origins(source))
-    kept, measured = _choose_layers(request, source, layers, samples)
+    settings = {**request.importance_settings, "untie": request.untie or bool(request.importance_settings.get("untie"))}
+    context = width.Context(source, seed=request.seed, samples=samples, work=work, settings=settings, job=job)
+    kept, measured = _choose_layers(request, context, layers)
     metric = width.metric(request.importance)
     units = width.shrinking_units(source.config, sizes)
     scores: width.Scores = {}
     if units:
-        context = width.Context(source, seed=request.seed, samples=samples, settings=request.importance_settings)
         scores = metric(context, units)
     keep = width.select(source.config, sizes, scores)
     identity = {"headers": plans.header_hash(source)}
-    if request.depth_rule not in ("spaced", "list") or request.importance != "random":
+    if request.depth_rule not in ("spaced", "list") or request.importance != "random" or _looks(request):
         identity["content"] = source.fingerprint()
     how = {
         "depth_rule": request.depth_rule,
@@ -99,14 +120,18 @@ def make_plan(
         "norm_scale": request.norm_scale,
         "rotation": request.rotation,
         "refit": request.refit,
+        **({"untie": True} if request.untie else {}),
     }
     plan = plans.build(source.config, layers=kept, keep=keep, source=identity, how=how, history=_history(source))
     plan = plans.corrected(plan, norm_scale=request.norm_scale)
-    context = width.Context(source, seed=request.seed, samples=samples, settings=request.importance_settings)
     if request.rotation != "none":
         plan = _place(request.rotation, "penjing.prune.rotation")(plan, context)
+    if request.norm_scale == "calibrated" and request.rotation != "selection" and plan.how.get("hidden") != "rotation":
+        plan = _place("selection", "penjing.prune.rotation")(plan, context)
+    if request.untie:
+        plan = plans.untied(plan)
     if request.refit:
-        plan = lookup.attribute("penjing.prune.refit:refit", what="refit")(plan, context)
+        plan = lookup.attribute("penjing.prune.refit:refit", what="refit")(plan, context, job=job)
     return plan, measured
 
 
@@ -186,11 +211,20 @@ def describe(plan: plans.PruningPlan) -> dict[str, Any]:
 
 
 def placed(request: Request, path: Path) -> Any:
-    """A model on the device that the settings name."""
+    """A model on the device that the settings name, for the functions of `depth`; one that does not fit is read layer by layer.
+
+    On a GPU it fits when its float32 weights take at most three quarters of what is free; otherwise, and layer by layer, it runs
+    on the processor. There the limit is fixed (`layerwise.RESIDENT_BYTES`), so that a result does not depend on the machine.
+    """
     import torch
 
-    device = request.device if request.device != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
-    return load_model(path).to(device)
+    from penjing.prune import layerwise
+
+    model = open_checkpoint(path).config
+    on_gpu = request.device == "cuda" or (request.device == "auto" and torch.cuda.is_available())
+    if on_gpu and 4 * cost.count_parameters(model) <= 0.75 * torch.cuda.mem_get_info()[0]:
+        return load_model(path).to("cuda")
+    return load_model(path) if layerwise.fits(model) else depth.layered(path)
 
 
 def _wanted_layers(
@@ -229,9 +263,15 @@ def _wanted_layers(
     return found
 
 
+def _looks(request: Request) -> bool:
+    """Whether a setting beside the metric and the depth rule looks at the data."""
+    return request.rotation != "none" or request.refit or request.norm_scale == "calibrated"
+
+
 def _choose_layers(
-    request: Request, source: Checkpoint, layers: Mapping[str, int | list[int]], samples: Sequence[Mapping[str, np.ndarray]]
+    request: Request, context: width.Context, layers: Mapping[str, int | list[int]]
 ) -> tuple[dict[str, list[int]], dict[str, Any]]:
+    source, samples = context.checkpoint, context.samples
     family = of(source.config)
     old = family.sizes(source.config)
     kept = {name: item for name, item in layers.items() if isinstance(item, list)}
@@ -256,6 +296,7 @@ def _choose_layers(
             samples=samples,
             note=console.say,
             shortlist=request.depth_shortlist,
+            work=context.work,
         )
         kept |= {name: depth.kept(old[family.stack(name).size], gone) for name, gone in chosen.items()}
     return kept, measured

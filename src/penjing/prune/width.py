@@ -15,6 +15,7 @@ import numpy as np
 
 from penjing import lookup
 from penjing.config import generator
+from penjing.contract import Job
 from penjing.errors import ConfigError, fault
 from penjing.models import axes
 from penjing.models.checkpoint import Checkpoint
@@ -38,6 +39,8 @@ class Context:
     """A directory for what does not fit in memory; None means no disk may be used."""
     settings: Mapping[str, Any] = field(default_factory=dict)
     """Further settings of the metric."""
+    job: Job | None = None
+    """Whose wish to stop long measurements follow."""
 
     @property
     def config(self) -> dict[str, Any]:
