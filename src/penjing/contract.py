@@ -27,14 +27,16 @@ from typing import Any
 
 from penjing.rundir import VOLATILE
 
-__all__ = ["CHECKPOINT", "CORPUS", "FILES", "SCORES", "TOKENIZER", "TOKENS", "VOLATILE", "Estimate", "Inputs", "Job"]
+__all__ = ["CHECKPOINT", "CORPUS", "FILES", "SCORES", "TOKENIZER", "TOKENIZER_FILES", "TOKENS", "VOLATILE", "Estimate", "Inputs", "Job"]
 
 CORPUS = "corpus"
 """Directory with corpus.json and Parquet shards."""
 TOKENS = "tokens"
 """Directory with tokens.json and Megatron .bin/.idx shards."""
 TOKENIZER = "tokenizer"
-"""Directory with tokenizer.model and/or tokenizer.json."""
+"""Directory with a tokenizer, one of TOKENIZER_FILES or a checkpoint that has one."""
+TOKENIZER_FILES = ("*.model", "tokenizer.json*", "merges.txt", "*.tiktoken*", "vocab.txt")
+"""Files one of which a tokenizer directory has: SentencePiece, tokenizers, GPT-2's pair, tiktoken ranks, WordPiece."""
 CHECKPOINT = "checkpoint"
 """Hugging Face directory: config.json, safetensors, tokenizer files."""
 SCORES = "scores"

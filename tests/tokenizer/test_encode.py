@@ -151,7 +151,7 @@ def test_a_damaged_tokenizer_is_named(tmp_path, content, said):
     with pytest.raises(InputError, match=r"tokenizer\.model: not readable as a SentencePiece model"):
         load_encoder(tmp_path)
     (tmp_path / "tokenizer.model").unlink()
-    with pytest.raises(InputError, match=r"no tokenizer in this directory; expected tokenizer\.json or tokenizer\.model"):
+    with pytest.raises(InputError, match=r"no tokenizer found; expected tokenizer\.model, spiece\.model"):
         load_encoder(tmp_path)
 
 
@@ -171,3 +171,21 @@ def test_real_vocabularies_give_the_library_s_ids(shared, tmp_path):
     encoder._checked = 10**9
     assert encoder.engine == "tiktoken"
     assert all(np.array_equal(a, b) for a, b in zip(encoder.encode_batch(texts), library.encode_batch(texts), strict=True))
+
+
+def test_vocab_and_merges_are_encoded_like_the_tokenizer_they_came_from(byte_level, tmp_path):
+    model = json.loads((byte_level["gpt2"] / "tokenizer.json").read_text())["model"]
+    (tmp_path / "vocab.json").write_text(json.dumps(model["vocab"]))
+    (tmp_path / "merges.txt").write_text("#version: 0.2\n" + "".join(f"{a} {b}\n" for a, b in model["merges"]))
+    encoder = load_encoder(tmp_path)
+    plain = [text for text in TEXTS if "<|im|>" not in text]
+    assert encoder.engine == "tiktoken" and encoder.eos_id == 0
+    assert [ids.tolist() for ids in encoder.encode_batch(plain)] == reference(byte_level["gpt2"], plain)
+
+
+@pytest.mark.parametrize("folder", ["gpt2_50k", "qwen_151k", "bert_zh_21k"])
+def test_real_tokenizers_without_a_tokenizer_json_encode_and_decode(shared, folder):
+    encoder = load_encoder(shared / "tokenizers" / folder)
+    for text in ("Hello world, 盆景是中国传统的园林艺术。", "don't stop 12345", "x"):
+        shown = encoder.decode(encoder.encode(text))
+        assert shown == text or (folder == "bert_zh_21k" and shown.replace(" ", "") == text.replace(" ", "").lower())

@@ -27,7 +27,7 @@ from typing import Any
 
 from penjing import lookup
 from penjing.config import Config, faults_in
-from penjing.contract import CHECKPOINT, CORPUS, FILES, SCORES, TOKENIZER, TOKENS
+from penjing.contract import CHECKPOINT, CORPUS, FILES, SCORES, TOKENIZER, TOKENIZER_FILES, TOKENS
 from penjing.errors import ConfigError, PenjingError, fault
 from penjing.lookup import did_you_mean
 from penjing.recipe.source import Key, Source, scalar
@@ -103,8 +103,8 @@ def check_artefact(path: Path, kind: str) -> str | None:
         return fault("no such file or directory", found=path, expected=f"a {kind}")
     if kind in _MARK and not (path / _MARK[kind]).is_file():
         return fault(f"not a {kind}", found=f"{path} without {_MARK[kind]}", expected=f"a directory with {_MARK[kind]}")
-    if kind == TOKENIZER and not any((path / name).is_file() for name in ("tokenizer.model", "tokenizer.json", "spiece.model")):
-        return fault("not a tokenizer", found=f"{path} without tokenizer.model or tokenizer.json")
+    if kind == TOKENIZER and not any(next(path.glob(name), None) for name in TOKENIZER_FILES):
+        return fault("not a tokenizer", found=f"{path} without any of {', '.join(TOKENIZER_FILES)}")
     return None
 
 

@@ -1,6 +1,7 @@
 """Text to ids, exactly as the tokenizer's own library would, by the fastest engine that gives the same ids.
 
-    byte-level BPE in tokenizer.json    tiktoken, with ranks made from the model's own merges
+    byte-level BPE in tokenizer.json, in vocab.json + merges.txt
+    or in tiktoken ranks                tiktoken, with ranks made from the model's own merges
     any other tokenizer.json            the tokenizers library itself
     tokenizer.model / *.model alone     sentencepiece itself
 
@@ -105,30 +106,38 @@ def load_encoder(path: Path, *, special_tokens: bool = True, threads: int = 1, e
     """
     folder = path if path.is_dir() else path.parent
     file = _tokenizer_file(path)
+    if file is None:
+        return _from_spec(_rebuilt(path), path, folder, special_tokens=special_tokens, threads=threads, engine=engine)
     if file.name.startswith("tokenizer.json") or file.suffix == ".json":
-        return _from_json(file, folder, special_tokens=special_tokens, threads=threads, engine=engine)
+        with open_text_bytes(file) as handle:
+            return _from_spec(handle.read(), file, folder, special_tokens=special_tokens, threads=threads, engine=engine)
     return _from_sentencepiece(file, folder, special_tokens=special_tokens, threads=threads)
 
 
-def _tokenizer_file(path: Path) -> Path:
+def _tokenizer_file(path: Path) -> Path | None:
+    """The file an engine reads as it is, or None for a layout that tokenizer.json has to be made from first."""
     if path.is_file():
-        return path
+        return None if path.name.removesuffix(".gz").endswith((".tiktoken", ".txt")) else path
     if not path.is_dir():
         raise InputError(fault("no such tokenizer", where=path))
     for name in ("tokenizer.json", "tokenizer.json.gz", "tokenizer.model", "spiece.model", "sentencepiece.bpe.model"):
         if (path / name).is_file():
             return path / name
     found = sorted(path.glob("*.model"))
-    if len(found) == 1:
-        return found[0]
-    raise InputError(fault("no tokenizer in this directory", where=path, expected="tokenizer.json or tokenizer.model"))
+    return found[0] if len(found) == 1 else None
 
 
-def _from_json(file: Path, folder: Path, *, special_tokens: bool, threads: int, engine: str | None) -> Encoder:
+def _rebuilt(path: Path) -> bytes:
+    """tokenizer.json for `vocab.json` + `merges.txt` (GPT-2, CPM-like), tiktoken ranks (Qwen) or WordPiece's `vocab.txt`."""
+    from penjing.tokenizer.read import read_vocabulary
+    from penjing.tokenizer.write import fast_json
+
+    return json.dumps(fast_json(read_vocabulary(path)), ensure_ascii=False).encode()
+
+
+def _from_spec(raw: bytes, file: Path, folder: Path, *, special_tokens: bool, threads: int, engine: str | None) -> Encoder:
     import tokenizers
 
-    with open_text_bytes(file) as handle:
-        raw = handle.read()
     try:
         spec = json.loads(raw)
         library = tokenizers.Tokenizer.from_str(raw.decode())
