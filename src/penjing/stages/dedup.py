@@ -3,6 +3,7 @@ old index."""
 
 from __future__ import annotations
 
+import itertools
 import shutil
 from dataclasses import asdict
 from pathlib import Path
@@ -22,11 +23,14 @@ if TYPE_CHECKING:
     from penjing.data.dedup.bloom import Bloom
     from penjing.data.dedup.decide import Decisions, Rules
     from penjing.data.dedup.search import Search
-    from penjing.data.dedup.signature import Signatures, SignatureShape
+    from penjing.data.dedup.shuffle import Signed
+    from penjing.data.dedup.signature import SignatureShape
     from penjing.data.document import Corpus
 
-VERSION = 1
+VERSION = 2
 FILTER = "addresses.safetensors"
+IN_ONE_PROCESS = 1 << 19
+"""Most documents that are decided about in one process when `partitions` is 0: about 2 GB with the default sketch."""
 INPUTS = {"corpus": CORPUS, "old": CORPUS + "?"}
 OUTPUT = CORPUS
 
@@ -71,50 +75,47 @@ class Config(BaseConfig):
     source_priority: tuple[str, ...] = ()
     """Sources whose documents are kept before those of later or unnamed ones; then the longest, then the smallest
     id."""
+    partitions: int = Field(0, ge=0)
+    """Parts that ranks, copies and similarities are worked out in, each by a worker on its own; the result is the same for any
+    number. 0 = one process up to half a million documents, else one part for every 262,144."""
     keep_index: bool = False
     """Write `index/` beside the corpus, against which a later corpus can be checked (input `old`)."""
 
 
 def run(config: Config, inputs: Inputs, out: Path, job: Job) -> dict[str, Any]:
     """Write the corpus without its copies, the copies aside, and give the figures."""
-    import pyarrow as pa
-
-    from penjing.data.dedup.decide import decide
-    from penjing.data.dedup.index import read_index, read_tables, sign_shard
-    from penjing.data.dedup.search import searcher
+    from penjing.data.dedup.index import open_index, sign_shard
+    from penjing.data.dedup.shuffle import Signed, parts_of
     from penjing.data.dedup.sieve import merge_funnels, sift
-    from penjing.data.dedup.signature import concatenate
     from penjing.data.document import finish_corpus, open_corpus
 
     corpus = open_corpus(inputs["corpus"])
+    if not corpus.shards:
+        raise InputError(fault("the corpus has no shards", where=corpus.path))
     shape = shape_of(config)
     state = out / "state"
-    signed = [state / "signatures" / shard.name for shard in corpus.shards]
-    units = [
-        {"name": shard.name, "shard": shard, "to": to, "shape": asdict(shape)}
-        for shard, to in zip(corpus.shards, signed, strict=True)
-    ]
-    map_shards(sign_shard, units, job=job, label="signatures", state=state)
-    documents, signatures = read_tables(signed) if signed else (_no_documents(), None)
-    old_count = 0
+    old: list[Signed] = []
+    index: dict[str, Any] | None = None
     if inputs.get("old") is not None:
-        old_documents, old_signatures = read_index(Path(inputs["old"]) / "index", shape)
-        old_count = len(old_documents)
-        documents = pa.concat_tables([old_documents, documents])
-        signatures = concatenate([old_signatures, signatures] if signatures is not None else [old_signatures])
-    if signatures is None:
-        raise InputError(fault("the corpus has no shards", where=corpus.path))
-    seen = _address_filter(config, inputs, len(documents))
-    search = None
-    if config.near != "off":
-        simhash, minhash = config.near in ("simhash", "both"), config.near in ("minhash", "both")
-        search = searcher(simhash=simhash, minhash=minhash, distance=config.distance, folder=state / "near", job=job)
-    decisions = decide(documents, signatures, rules_of(config, seen, search), old=old_count)
-    verdicts = write_verdicts(state / "verdicts", corpus, documents, decisions, config, old=old_count)
-    cuts = _paragraphs(config, corpus, documents, signatures, decisions, state, job, old=old_count)
+        folder = Path(inputs["old"]) / "index"
+        index = open_index(folder, shape, paragraphs=_paragraph_settings(config))
+        old = [Signed(folder / "signatures" / part["name"], part["documents"], None) for part in index["parts"]]
+    units: list[dict[str, Any]] = [
+        {"name": shard.name, "shard": shard, "to": state / "signatures" / shard.name, "shape": asdict(shape)}
+        for shard in corpus.shards
+    ]
+    rows = [one["documents"] for one in map_shards(sign_shard, units, job=job, label="signatures", state=state)]
+    new = [
+        Signed(unit["to"], number, state / "verdicts" / unit["name"]) for unit, number in zip(units, rows, strict=True)
+    ]
+    documents = sum(one.rows for one in [*old, *new])
+    parts = min(config.partitions or (parts_of(documents) if documents > IN_ONE_PROCESS else 1), max(documents, 1))
+    decided = _decide_in_parts if parts > 1 else _decide_at_once
+    figures, ranks = decided(config, inputs, out, old, new, parts, job)
+    cuts = _paragraphs(config, corpus, inputs, index, new, ranks, parts, state, job, old=sum(one.rows for one in old))
     sift_units = [
-        {"name": shard.name, "shard": shard, "verdicts": path, "out": out, **cut}
-        for shard, path, cut in zip(corpus.shards, verdicts, cuts, strict=True)
+        {"name": shard.name, "shard": shard, "verdicts": one.verdicts, "out": out, **cut["sift"]}
+        for shard, one, cut in zip(corpus.shards, new, cuts, strict=True)
     ]
     funnel = merge_funnels(map_shards(sift, sift_units, job=job, label="sift", state=state))
     finish_corpus(
@@ -122,17 +123,74 @@ def run(config: Config, inputs: Inputs, out: Path, job: Job) -> dict[str, Any]:
         keep=[shard.stem for shard in corpus.shards],
         provenance={"stage": "dedup", "corpus": dict(corpus.manifest["provenance"])},
     )
-    figures: dict[str, Any] = {
-        "funnel": funnel,
-        "near": decisions.figures,
-        **_clusters(documents, decisions, old=old_count),
-    }
+    figures = {"funnel": funnel, **figures}
     if config.keep_index:
-        figures["index"] = _write_index(out, documents, signatures, decisions, shape)
-        if seen is not None:
-            seen.save(out / "index" / FILTER)
+        figures["index"] = _write_index(config, inputs, index, out, new, cuts, shape, job)
     shutil.rmtree(state)
     return figures
+
+
+def _decide_at_once(
+    config: Config, inputs: Inputs, out: Path, old: list[Signed], new: list[Signed], parts: int, job: Job
+) -> tuple[dict[str, Any], list[tuple[Path, int]]]:
+    """Figures, and per shard the file and row at which its ranks begin; everything is held in this process."""
+    from penjing.data.dedup.columns import save
+    from penjing.data.dedup.decide import decide
+    from penjing.data.dedup.index import read_tables
+    from penjing.data.dedup.search import searcher
+
+    state = out / "state"
+    documents, signatures = read_tables([one.path for one in [*old, *new]])
+    before = sum(one.rows for one in old)
+    seen = _address_filter(config, inputs, len(documents))
+    search = None
+    if config.near != "off":
+        simhash, minhash = config.near in ("simhash", "both"), config.near in ("minhash", "both")
+        search = searcher(simhash=simhash, minhash=minhash, distance=config.distance, folder=state / "near", job=job)
+    decisions = decide(documents, signatures, rules_of(config, seen, search), old=before)
+    _write_verdicts(new, documents, decisions, config, old=before)
+    if seen is not None and config.keep_index:
+        seen.save(state / FILTER)
+    if config.paragraphs != "off":
+        save(state / "ranks.npy", decisions.rank[before:])
+    starts = itertools.accumulate((one.rows for one in new), initial=0)
+    ranks = [(state / "ranks.npy", start) for start, _ in zip(starts, new, strict=False)]
+    return {"near": decisions.figures, **_clusters(documents, decisions, old=before)}, ranks
+
+
+def _decide_in_parts(
+    config: Config, inputs: Inputs, out: Path, old: list[Signed], new: list[Signed], parts: int, job: Job
+) -> tuple[dict[str, Any], list[tuple[Path, int]]]:
+    """The same by units over files, none of which holds more than its part."""
+    from penjing.data.dedup.shuffle import Settings, shuffle
+
+    state = out / "state"
+    bloomed = None
+    if config.url and config.url_filter == "bloom":
+        before = _old_filter(inputs)
+        documents = sum(one.rows for one in [*old, *new])
+        bloomed = {"capacity": config.url_capacity or documents, "rate": config.url_false_positives, "filter": before,
+                   "save": state / FILTER}
+    settings = Settings(
+        source_priority=config.source_priority,
+        similarity=config.similarity,
+        url=config.url,
+        url_max_texts=config.url_max_texts,
+        url_filter=bloomed,
+        exact=config.exact,
+        exact_min_letters=config.exact_min_letters,
+        simhash=config.near in ("simhash", "both"),
+        distance=config.distance,
+        bands=config.bands if config.near in ("minhash", "both") else 0,
+        near_min_tokens=config.near_min_tokens,
+    )
+    done = shuffle([*old, *new], settings, parts=parts, state=state / "shuffle", job=job)
+    ranks = []
+    for path, group in done.ranks:
+        starts = itertools.accumulate((one.rows for one in group), initial=0)
+        ranks += [(path, start) for start, _ in zip(starts, group, strict=False)]
+    figures = {"near": done.figures, "clusters": done.clusters, "largest_clusters": done.largest, "sources": done.sources}
+    return figures, ranks
 
 
 def shape_of(config: Config) -> SignatureShape:
@@ -163,44 +221,30 @@ def rules_of(config: Config, seen: Bloom | None, search: Search | None) -> Rules
     )
 
 
-def write_verdicts(
-    folder: Path, corpus: Corpus, documents: pa.Table, decisions: Decisions, config: Config, *, old: int
-) -> list[Path]:
+def _write_verdicts(new: list[Signed], documents: pa.Table, decisions: Decisions, config: Config, *, old: int) -> None:
     """One row-aligned verdict file per shard."""
     import pyarrow as pa
-    import pyarrow.parquet as pq
 
-    from penjing.data.dedup.decide import RULES
-    from penjing.data.dedup.sieve import VERDICT_SCHEMA
+    from penjing.data.dedup.verdicts import write_verdict
 
-    folder.mkdir(parents=True, exist_ok=True)
-    bounds = {
-        "url": "same address",
-        "exact": "same text without punctuation and emoji",
-        "near": f">= {config.similarity}",
-    }
     ids = documents.column("id").combine_chunks()
-    paths = []
     at = old
-    for shard in corpus.shards:
-        rows = pq.read_metadata(shard).num_rows
-        rules = [RULES[code] for code in decisions.rule[at : at + rows].tolist()]
-        gone = np.array([rule is not None for rule in rules], bool)
-        stays = decisions.kept[at : at + rows]
-        kept = ids.take(pa.array(stays, mask=~gone | (stays == np.arange(at, at + rows))))
-        table = pa.table(
-            [
-                pa.array(rules, pa.string()),
-                pa.array(decisions.value[at : at + rows], mask=~gone),
-                pa.array([bounds.get(rule or "") for rule in rules], pa.string()),
-                kept,
-            ],
-            schema=VERDICT_SCHEMA,
-        )
-        paths.append(folder / shard.name)
-        pq.write_table(table, paths[-1])
-        at += rows
-    return paths
+    for one in new:
+        part = slice(at, at + one.rows)
+        rule, stays = decisions.rule[part], decisions.kept[part]
+        named = (rule != 0) & (stays != np.arange(at, at + one.rows))
+        kept = ids.take(pa.array(stays, mask=~named)).to_pylist() if named.any() else [None] * one.rows
+        assert one.verdicts is not None
+        write_verdict(one.verdicts, rule, decisions.value[part], kept, similarity=config.similarity)
+        at += one.rows
+
+
+def _old_filter(inputs: Inputs) -> Path | None:
+    """The filter of the old corpus, when it has one."""
+    if inputs.get("old") is None:
+        return None
+    path = Path(inputs["old"]) / "index" / FILTER
+    return path if path.is_file() else None
 
 
 def _address_filter(config: Config, inputs: Inputs, documents: int) -> Bloom | None:
@@ -209,57 +253,59 @@ def _address_filter(config: Config, inputs: Inputs, documents: int) -> Bloom | N
 
     if not config.url or config.url_filter == "exact":
         return None
-    if inputs.get("old") is not None and (Path(inputs["old"]) / "index" / FILTER).is_file():
-        return load_bloom(Path(inputs["old"]) / "index" / FILTER)
-    return bloom(config.url_capacity or documents, rate=config.url_false_positives)
+    before = _old_filter(inputs)
+    return load_bloom(before) if before else bloom(config.url_capacity or documents, rate=config.url_false_positives)
+
+
+def _paragraph_settings(config: Config) -> dict[str, Any] | None:
+    """What two sets of paragraph keys must share to be compared."""
+    return None if config.paragraphs == "off" else {"by": config.paragraphs, "letters": config.paragraph_min_letters}
 
 
 def _paragraphs(
     config: Config,
     corpus: Corpus,
-    documents: pa.Table,
-    signatures: Signatures,
-    decisions: Decisions,
+    inputs: Inputs,
+    index: dict[str, Any] | None,
+    new: list[Signed],
+    ranks: list[tuple[Path, int]],
+    parts: int,
     state: Path,
     job: Job,
     *,
     old: int,
 ) -> list[dict[str, Any]]:
-    """Per shard what `sift` needs to cut repeated paragraphs; empty dicts when they stay."""
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    from penjing.data.dedup.decide import ranks
-    from penjing.data.dedup.paragraph import repeated_paragraphs, sign_paragraphs
+    """Per shard what `sift` needs to cut repeated paragraphs, and the file of the keys of those that stay."""
+    from penjing.data.dedup.paragraph import cut_paragraphs, repeat_paragraphs, sign_paragraphs
 
     if config.paragraphs == "off":
-        return [{} for _ in corpus.shards]
-    signed = [state / "paragraphs" / shard.name for shard in corpus.shards]
-    units = [
-        {"name": shard.name, "shard": shard, "to": to, "by": config.paragraphs, "letters": config.paragraph_min_letters}
-        for shard, to in zip(corpus.shards, signed, strict=True)
-    ]
+        return [{"sift": {}, "keys": None} for _ in corpus.shards]
+    common = {"by": config.paragraphs, "letters": config.paragraph_min_letters}
+    units: list[dict[str, Any]] = []
+    start = old
+    for shard, one, (path, first) in zip(corpus.shards, new, ranks, strict=True):
+        units.append({
+            "name": shard.name, "shard": shard, "verdicts": one.verdicts, "ranks": path, "rank_start": first, "start": start,
+            "to": state / "paragraphs" / f"{shard.stem}.npy", **common,
+        })
+        start += one.rows
     map_shards(sign_paragraphs, units, job=job, label="paragraphs", state=state)
-    tables = [pq.read_table(path) for path in signed]
-    rows = [pq.read_metadata(shard).num_rows for shard in corpus.shards]
-    starts = np.cumsum([old, *rows])[:-1]
-    document = np.concatenate([t.column("document").to_numpy() + s for t, s in zip(tables, starts, strict=True)])
-    place = np.concatenate([t.column("place").to_numpy() for t in tables])
-    key = np.concatenate([t.column("key").to_numpy() for t in tables])
-    rank = np.empty(len(documents), np.int64)
-    rank[ranks(documents, signatures, config.source_priority, old=old)] = np.arange(len(documents))
-    stays = decisions.rule[document] == 0
-    document, place, key = document[stays], place[stays], key[stays]
-    again = repeated_paragraphs(document, place, key, rank)
-    document, place = document[again], place[again]
-    found = []
-    for shard, start, number in zip(corpus.shards, starts.tolist(), rows, strict=True):
-        inside = (document >= start) & (document < start + number)
-        path = state / "cuts" / shard.name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        pq.write_table(pa.table({"document": document[inside] - start, "place": place[inside]}), path)
-        found.append({"cuts": path, "by": config.paragraphs})
-    return found
+    signed = [unit["to"] for unit in units]
+    known = [Path(inputs["old"]) / "index" / "paragraphs" / part["name"] for part in index["parts"]] if index else []
+    repeats: list[dict[str, Any]] = [
+        {"name": f"part-{part:05d}", "part": part, "parts": parts, "signed": signed, "old": known,
+         "to": state / "repeated" / f"{part:05d}.npy"}
+        for part in range(parts)
+    ]
+    map_shards(repeat_paragraphs, repeats, job=job, label="repeated paragraphs", state=state)
+    cuts: list[dict[str, Any]] = [
+        {"name": unit["name"], "start": unit["start"], "rows": one.rows, "signed": unit["to"],
+         "repeated": [part["to"] for part in repeats], "to": state / "cuts" / unit["name"],
+         "keys": state / "keys" / unit["name"] if config.keep_index else None}
+        for unit, one in zip(units, new, strict=True)
+    ]
+    map_shards(cut_paragraphs, cuts, job=job, label="cuts", state=state)
+    return [{"sift": {"cuts": unit["to"], "by": config.paragraphs}, "keys": unit["keys"]} for unit in cuts]
 
 
 def _clusters(documents: pa.Table, decisions: Decisions, *, old: int) -> dict[str, Any]:
@@ -282,23 +328,35 @@ def _clusters(documents: pa.Table, decisions: Decisions, *, old: int) -> dict[st
 
 
 def _write_index(
-    out: Path, documents: pa.Table, signatures: Signatures, decisions: Decisions, shape: SignatureShape
+    config: Config,
+    inputs: Inputs,
+    index: dict[str, Any] | None,
+    out: Path,
+    new: list[Signed],
+    cuts: list[dict[str, Any]],
+    shape: SignatureShape,
+    job: Job,
 ) -> dict[str, Any]:
-    import pyarrow as pa
+    """The old index's parts and one for every new shard; the old corpus's filter goes on."""
+    from penjing.data.dedup.index import keep_part, write_manifest
 
-    from penjing.data.dedup.index import write_index
-
-    stays = np.flatnonzero(decisions.rule == 0)
-    manifest = write_index(out / "index", documents.take(pa.array(stays)), signatures.take(stays), shape)
+    generation = index["generation"] + 1 if index else 0
+    units: list[dict[str, Any]] = []
+    for part in index["parts"] if index else []:
+        folder = Path(inputs["old"]) / "index"
+        keys = folder / "paragraphs" / part["name"] if config.paragraphs != "off" else None
+        units.append({"name": part["name"], "copy": folder / "signatures" / part["name"], "signed": None, "verdicts": None,
+                      "paragraphs": keys})
+    for one, cut in zip(new, cuts, strict=True):
+        units.append({"name": f"{generation:03d}-{one.path.name}", "copy": None, "signed": one.path, "verdicts": one.verdicts,
+                      "paragraphs": cut["keys"]})
+    units = [{**unit, "to": out / "index" / "signatures" / unit["name"], "shape": asdict(shape)} for unit in units]
+    parts = map_shards(keep_part, units, job=job, label="index", state=out / "state")
+    manifest = write_manifest(
+        out / "index", parts, shape, paragraphs=_paragraph_settings(config), generation=generation)
+    if (out / "state" / FILTER).is_file():
+        (out / "state" / FILTER).replace(out / "index" / FILTER)
     return {key: manifest[key] for key in ("documents", "bytes", "bytes_per_document")}
-
-
-def _no_documents() -> pa.Table:
-    import pyarrow as pa
-
-    return pa.table(
-        {"id": pa.array([], pa.string()), "source": pa.array([], pa.string()), "url_key": pa.array([], pa.binary(16))}
-    )
 
 
 def price(config: Config, inputs: Inputs) -> Estimate:

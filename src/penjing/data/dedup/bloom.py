@@ -7,6 +7,7 @@ chance at that moment. Sized by m = -n ln p / (ln 2)^2 bits and k = (m / n) ln 2
 
 from __future__ import annotations
 
+import json
 import math
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,7 +20,7 @@ from safetensors.numpy import save_file
 
 from penjing.errors import InputError, fault
 
-VERSION = 1
+VERSION = 2
 
 
 @dataclass
@@ -39,9 +40,9 @@ class Bloom:
 
     def add(self, keys: np.ndarray) -> np.ndarray:
         """(N,) bool: whether each key (N, 2) uint64 seemed to be there already; afterwards all are."""
-        seen, fresh, wrongful = _add(self.words, keys, self.probes, self.keys)
+        seen, fresh, wrongful = _add(self.words, keys, self.probes, self.keys, self.wrongful)
         self.keys += int(fresh)
-        self.wrongful += float(wrongful)
+        self.wrongful = float(wrongful)  # summed one key after the other, however many calls bring them
         return seen
 
     def save(self, path: Path) -> None:
@@ -53,7 +54,8 @@ class Bloom:
             "wrongful": self.wrongful,
             "rate": self.rate,
         }
-        save_file({"words": self.words}, path, metadata={key: repr(value) for key, value in about.items()})
+        # one entry, because the library writes several in an order that changes from run to run
+        save_file({"words": self.words}, path, metadata={"about": json.dumps(about)})
 
 
 def bloom(capacity: int, *, rate: float = 1e-4) -> Bloom:
@@ -69,8 +71,8 @@ def load_bloom(path: Path) -> Bloom:
     """A saved filter; InputError when the file is not one."""
     try:
         with safe_open(path, framework="numpy") as file:
-            about: dict[str, Any] = file.metadata() or {}
-            if about.get("version") != str(VERSION):
+            about: dict[str, Any] = json.loads((file.metadata() or {}).get("about", "{}"))
+            if about.get("version") != VERSION:
                 raise InputError(
                     fault("not a filter this version reads", where=path, found=f"version {about.get('version')}")
                 )
@@ -81,11 +83,10 @@ def load_bloom(path: Path) -> Bloom:
 
 
 @njit(cache=True, nogil=True)
-def _add(words, keys, probes, already):  # type: ignore[no-untyped-def]
+def _add(words, keys, probes, already, wrongful):  # type: ignore[no-untyped-def]
     bits = np.uint64(len(words) * 64)
     seen = np.zeros(len(keys), np.bool_)
     fresh = 0
-    wrongful = 0.0
     for i in range(len(keys)):
         chance = (1.0 - np.exp(-probes * float(already + fresh) / float(bits))) ** probes
         h = keys[i, 0]

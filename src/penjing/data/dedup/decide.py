@@ -15,6 +15,7 @@ import pyarrow.compute as pc
 
 from penjing.data.dedup.bloom import Bloom
 from penjing.data.dedup.cluster import stars
+from penjing.data.dedup.index import url_numbers
 from penjing.data.dedup.search import Search
 from penjing.data.dedup.signature import Signatures
 from penjing.data.dedup.verify import similarities
@@ -47,6 +48,8 @@ class Decisions:
     rule: np.ndarray
     kept: np.ndarray
     value: np.ndarray
+    rank: np.ndarray
+    """(N,) int64: place among all documents from the best to the worst."""
     figures: dict[str, object] = field(default_factory=dict)
 
 
@@ -63,8 +66,8 @@ def decide(table: pa.Table, signatures: Signatures, rules: Rules, *, old: int = 
     value = np.zeros(count)
     figures: dict[str, object] = {}
     if rules.url:
-        keys, present = _url_keys(table, order)
-        pages, containers = _pages(np.flatnonzero(present), keys, signatures.keys, rules.url_max_texts)
+        keys, present = (column[order] for column in url_numbers(table.column("url_key")))
+        pages, containers = busy_addresses(np.flatnonzero(present), keys, signatures.keys, rules.url_max_texts)
         figures["addresses_of_many_texts"] = containers
         if rules.url_filter is None:
             _drop_repeats(pages, keys, rule, kept, value, URL, old)
@@ -79,41 +82,36 @@ def decide(table: pa.Table, signatures: Signatures, rules: Rules, *, old: int = 
         kept = kept[kept]
     back = np.empty(count, np.int64)
     back[order] = np.arange(count)
-    return Decisions(rule[back], order[kept[back]], value[back], figures)
+    return Decisions(rule[back], order[kept[back]], value[back], back, figures)
 
 
 def ranks(table: pa.Table, signatures: Signatures, source_priority: Sequence[str], *, old: int = 0) -> np.ndarray:
     """(N,) int64: the documents from the best to the worst."""
-    if not len(table):
-        return np.zeros(0, np.int64)
+    return rank_order(rank_keys(table, signatures.letters, signatures.keys, source_priority, old=old))
+
+
+def rank_keys(table: pa.Table, letters: np.ndarray, keys: np.ndarray, source_priority: Sequence[str], *, old: int) -> pa.Table:
+    """What documents are ranked by, in this order; the first `old` rows are an old index's."""
     place = pc.index_in(table.column("source"), pa.array(list(source_priority), pa.string()))
-    keys = pa.table(
+    return pa.table(
         {
-            "old": np.arange(len(table)) >= old,
+            "new": np.arange(len(table)) >= old,
             "source": pc.fill_null(place, len(source_priority)),
-            "letters": signatures.letters,
+            "letters": letters,
             "id": table.column("id"),
-            "high": signatures.keys[:, 0],
-            "low": signatures.keys[:, 1],
+            "high": keys[:, 0],
+            "low": keys[:, 1],
         }
     )
-    directions = [
-        ("old", "ascending"),
-        ("source", "ascending"),
-        ("letters", "descending"),
-        ("id", "ascending"),
-        ("high", "ascending"),
-        ("low", "ascending"),
-    ]
-    return pc.sort_indices(keys, sort_keys=directions).to_numpy().astype(np.int64)
 
 
-def _url_keys(table: pa.Table, order: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    column = table.column("url_key").combine_chunks().take(pa.array(order))
-    present = pc.is_valid(column).to_numpy(zero_copy_only=False)
-    raw = pc.fill_null(column, b"\0" * 16)
-    keys = np.frombuffer(b"".join(raw.to_pylist()), ">u8").astype(np.uint64).reshape(-1, 2)
-    return keys, present
+def rank_order(keys: pa.Table) -> np.ndarray:
+    """(N,) int64: rows of `rank_keys` from the best to the worst, equal ones in the order given; no id comes after any id."""
+    if not len(keys):
+        return np.zeros(0, np.int64)
+    sort = [(name, "descending" if name == "letters" else "ascending") for name in keys.column_names]
+    order: np.ndarray = pc.sort_indices(keys, sort_keys=sort).to_numpy().astype(np.int64)
+    return order
 
 
 def _drop_claimed(
@@ -129,7 +127,7 @@ def _drop_claimed(
     return {"keys": seen.keys, "bytes": seen.words.nbytes, "rate": seen.rate, "expected_wrongful_drops": seen.wrongful}
 
 
-def _pages(rows: np.ndarray, addresses: np.ndarray, texts: np.ndarray, most: int) -> tuple[np.ndarray, dict[str, int]]:
+def busy_addresses(rows: np.ndarray, addresses: np.ndarray, texts: np.ndarray, most: int) -> tuple[np.ndarray, dict[str, int]]:
     """The rows whose address names a page, and how many do not: an address with more than `most` different texts
     names a file or a feed that holds many documents, and dropping all but one of them would delete a whole source."""
     if not len(rows):
@@ -148,17 +146,21 @@ def _pages(rows: np.ndarray, addresses: np.ndarray, texts: np.ndarray, most: int
 def _drop_repeats(
     rows: np.ndarray, keys: np.ndarray, rule: np.ndarray, kept: np.ndarray, value: np.ndarray, what: int, old: int
 ) -> None:
-    """Drop every document of `rows` (ascending ranks) whose 128-bit key was seen at a better rank."""
+    gone, first = drop_repeats(rows, keys, old)
+    rule[gone], kept[gone], value[gone] = what, first, 1.0
+
+
+def drop_repeats(rows: np.ndarray, keys: np.ndarray, old: int) -> tuple[np.ndarray, np.ndarray]:
+    """(rows that go, the row that stays for each): every one of `rows` (ascending ranks) whose 128-bit key was seen at a better
+    rank, but for the first `old`."""
     if not len(rows):
-        return
+        return rows, rows
     order = rows[np.lexsort((rows, keys[rows, 1], keys[rows, 0]))]
     same = np.zeros(len(order), bool)
     same[1:] = (keys[order[1:]] == keys[order[:-1]]).all(axis=1)
     first = np.maximum.accumulate(np.where(same, 0, np.arange(len(order))))
     gone = same & (order >= old)
-    rule[order[gone]] = what
-    kept[order[gone]] = order[first[gone]]
-    value[order[gone]] = 1.0
+    return order[gone], order[first[gone]]
 
 
 def _drop_near(

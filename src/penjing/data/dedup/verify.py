@@ -13,7 +13,13 @@ def similarities(pairs: np.ndarray, signatures: Signatures) -> np.ndarray:
 
     Exact when both sketches hold every shingle; otherwise estimated on the part of the hash range both cover.
     """
-    return _similarities(pairs, signatures.sketch, signatures.sketch_offsets, signatures.tops)
+    return similarities_of(pairs, signatures.sketch, signatures.sketch_offsets, signatures.tops)
+
+
+def similarities_of(pairs: np.ndarray, sketch: np.ndarray, offsets: np.ndarray, tops: np.ndarray) -> np.ndarray:
+    """`similarities` of documents whose sketches are given by themselves, as in `Signatures`."""
+    out: np.ndarray = _similarities(pairs, sketch, offsets, tops)
+    return out
 
 
 @njit(cache=True, nogil=True)
