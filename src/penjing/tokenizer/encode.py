@@ -326,7 +326,11 @@ def _from_sentencepiece(file: Path, folder: Path, *, special_tokens: bool, threa
     size = 1 + max([processor.GetPieceSize() - 1, *added.values()])
     outside = {text: number for text, number in added.items() if number >= processor.GetPieceSize()}
 
+    as_arrays = getattr(processor, "EncodeAsNumpy", None)  # newer releases: int32 without a list of Python numbers between
+
     def plain(texts: Sequence[str]) -> list[Ids]:
+        if as_arrays is not None:
+            return list(as_arrays(list(texts), num_threads=threads))
         return [np.fromiter(ids, np.int32, len(ids)) for ids in processor.Encode(list(texts), num_threads=threads)]
 
     def split(texts: Sequence[str]) -> list[Ids]:
