@@ -236,3 +236,30 @@ def test_shards_without_documents_change_nothing(tmp_path: Path) -> None:
         (tmp_path / f"{source.name}-out").mkdir()
         dedup.run(dedup.Config(near="both"), {"corpus": source}, tmp_path / f"{source.name}-out", Job())
     assert kept(tmp_path / "holed-out") == kept(tmp_path / "plain-out")
+
+
+def test_paragraphs_of_an_old_corpus_are_cut_from_a_new_one_without_its_text(tmp_path: Path) -> None:
+    notice = "All rights to the texts on this site stay with the people who wrote them, and copies need leave."
+    first = [{"id": f"o{i}", "text": f"{article(60 + i)}\n{notice}", "source": "web"} for i in range(2)]
+    old, _ = run(tmp_path, first, "old", paragraphs="line", keep_index=True)
+    for shard in open_corpus(old).shards:
+        shard.unlink()  # the old text is gone: the index must do
+    fresh = [
+        {"id": "n1", "text": f"{article(70)}\n{notice}\n{article(71)}", "source": "web"},
+        {"id": "n2", "text": f"{article(72)}\n{article(60)[:300]}\n{article(71)}", "source": "web"},
+    ]
+    new, figures = run(tmp_path, fresh, "new", old=old, paragraphs="line", keep_index=True)
+    texts = {row["id"]: row["text"] for shard in open_corpus(new).shards for row in pq.read_table(shard).to_pylist()}
+    assert texts == {"n1": article(70), "n2": fresh[1]["text"]}  # one line stands in the old corpus, one in a longer new text
+    assert figures["funnel"]["edited"]["paragraph"] == {"documents": 1, "bytes": len(notice) + 1 + len(article(71)) + 1}
+    third, figures = run(
+        tmp_path, [{"id": "t", "text": f"{article(80)}\n{article(72)}\n{notice}", "source": "web"}], "third", shards=1, old=new,
+        paragraphs="line")
+    assert pq.read_table(open_corpus(third).shards[0]).column("text").to_pylist() == [article(80)]  # both generations are known
+    keys = [pq.read_table(path).column("key").to_pylist() for path in sorted((new / "index" / "paragraphs").glob("*.parquet"))]
+    assert len(keys) == 4 and len(set(sum(keys, []))) == len(sum(keys, []))  # every paragraph that stayed once, in one part
+    with pytest.raises(InputError, match="the index was made with other settings for paragraphs"):
+        run(tmp_path, fresh, "blocks", old=old, paragraphs="block")
+    plain, _ = run(tmp_path, first, "plain", keep_index=True)
+    with pytest.raises(InputError, match="found null"):
+        run(tmp_path, fresh, "none", old=plain, paragraphs="line")
