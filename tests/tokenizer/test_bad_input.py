@@ -7,11 +7,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from penjing.errors import InputError
 from penjing.tokenizer.apply import check_rows
 from penjing.tokenizer.build import subset
+from penjing.tokenizer.grow import Wish, plan_growth
 from penjing.tokenizer.plan import read_plan
 from penjing.tokenizer.read import read_model_proto, read_vocabulary
 from penjing.tokenizer.vocabulary import Vocabulary
@@ -87,6 +89,8 @@ def test_not_a_model_not_a_rank_file_not_there(tmp_path: Path) -> None:
 def test_wordpiece_is_counted_but_not_changed(vocabulary: Callable[[str], Vocabulary]) -> None:
     with pytest.raises(InputError, match="WordPiece vocabulary can be counted but not grown or pruned"):
         subset(vocabulary("bert_zh_21k"), tuple(range(100)))
+    with pytest.raises(InputError, match="WordPiece vocabulary can be counted but not grown or pruned"):
+        plan_growth(vocabulary("bert_zh_21k"), np.zeros(0x110000, np.int64), None, Wish(25_000))
 
 
 def test_embedding_and_vocabulary_sizes_are_compared(vocabulary: Callable[[str], Vocabulary]) -> None:

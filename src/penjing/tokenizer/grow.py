@@ -13,7 +13,7 @@ from typing import Literal
 import numpy as np
 
 from penjing.errors import InputError, fault
-from penjing.tokenizer.build import Extension
+from penjing.tokenizer.build import Extension, refuse_wordpiece
 from penjing.tokenizer.continued import PairCounts, train
 from penjing.tokenizer.merges import flatten, run, table
 from penjing.tokenizer.plan import NewPiece, VocabPlan, source_hash
@@ -40,6 +40,7 @@ def plan_growth(vocabulary: Vocabulary, characters: np.ndarray, runs: list[tuple
     characters: int64 [0x110000], occurrences of each code point. runs: distinct runs of text with their counts, for kinds `words`
     and `all`. Raises InputError when the size is not above the present one or the corpus has nothing to add.
     """
+    refuse_wordpiece(vocabulary)
     budget = wish.size - vocabulary.total
     if budget <= 0:
         raise InputError(fault("the size to grow to is not above the present one", where=vocabulary.name, found=wish.size,
