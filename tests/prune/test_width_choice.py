@@ -76,8 +76,10 @@ def test_metric_names_are_places() -> None:
 @pytest.mark.parametrize(
     ("case", "sizes", "message"),
     [
-        ("bloom", {"heads": 2}, "heads stays 4: ALiBi slopes"),
-        ("bloom", {"ffn": 64}, "ffn stays 128: it is always 4 x hidden"),
+        ("bloom", {"ffn": 64}, "ffn cannot be 64: it is always 4 x hidden"),
+        ("bloom", {"heads": 2, "hidden": 24}, "hidden must be heads x head_dim in bloom: 2 x 8 is 16, not 24"),
+        ("llama", {"hidden": 30}, "hidden 30 is not a multiple of 4 heads, and transformers loads no llama without that"),
+        ("llama", {"heads": 3, "kv_heads": 2}, "3 heads cannot share 2 key/value heads equally"),
         ("gpt2", {"hidden": 24, "heads": 2}, "hidden must be heads x head_dim in gpt2: 2 x 8 is 16, not 24"),
         ("codegen", {"heads": 6, "hidden": 48}, "heads 6 is not a multiple of 4"),
         ("llama", {"head_dim": 4}, "head_dim stays 8: rotary positions"),

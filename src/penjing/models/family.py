@@ -108,8 +108,14 @@ class Family:
     """Configuration lists with one entry per layer."""
     hidden_is_heads: bool = False
     """hidden must equal heads x head_dim, so the two are cut together."""
+    heads_divide_hidden: bool = False
+    """transformers refuses configurations whose hidden is not a multiple of the number of heads, whatever head_dim says."""
     fixed: Mapping[str, str] = field(default_factory=dict)
-    """Sizes that cannot be cut without changing what the rest computes, with the reason."""
+    """Sizes without a key in config.json that follow from others (`implied`), with the reason to give when another is asked for."""
+    kept_heads: Callable[[int, int], list[int]] | None = None
+    """Where what a head does depends on its number (ALiBi): for an old and a new number of heads the old ones that mean the same
+    in the new model, in its order. No other choice is right, whatever a metric says.
+    """
     divisors: Mapping[str, int] = field(default_factory=dict)
     """Sizes that must be multiples of something."""
     tied_default: bool = False

@@ -155,6 +155,7 @@ def load(path: Path) -> PruningPlan:
         history=value.get("history", ()),
         made_from=value.get("made_from", {}),
         overrides=_overrides(value),
+        force=bool(value.get("how", {}).get("force")),
     )
     return plan
 
@@ -170,10 +171,12 @@ def build(
     how: Mapping[str, Any] | None = None,
     history: Sequence[Mapping[str, Any]] = (),
     overrides: Mapping[str, Any] | None = None,
+    force: bool = False,
 ) -> PruningPlan:
     """A checked plan: every index in range, none twice, nothing cut to zero, equal counts in all layers that stay.
 
-    `overrides` are further keys of the new config.json (`rms_norm_eps`, `tie_word_embeddings`).
+    `overrides` are further keys of the new config.json (`rms_norm_eps`, `tie_word_embeddings`). `force` allows heads under ALiBi
+    that will see other distances than they did.
     """
     family = of(config)
     sizes = family.sizes(config)
@@ -198,7 +201,10 @@ def build(
                 )
             )
         places = np.asarray(places, dtype=np.int64)
-        _check_indices(places, units[unit], f"places of {unit}")
+        if unit.endswith(".head") and family.kept_heads is not None and places.size != units[unit] and not force:
+            _check_numbered_heads(family, places, units[unit], unit)
+        else:
+            _check_indices(places, units[unit], f"places of {unit}")
         if places.size != units[unit]:
             kept_units[unit] = places
     new_sizes = _new_sizes(family, units, kept_units, kept_layers)
@@ -326,6 +332,22 @@ def _check_indices(indices: Sequence[int] | np.ndarray, size: int, what: str) ->
                 fault(f"index repeated among the {what}", found=int(unique[counts > 1][0]), expected="each once")
             )
         raise ConfigError(fault(f"the {what} are not in ascending order", found=write_runs(values)[:60]))
+
+
+def _check_numbered_heads(family: Family, places: np.ndarray, size: int, unit: str) -> None:
+    assert family.kept_heads is not None
+    _check_indices(np.sort(places), size, f"places of {unit}")
+    right = family.kept_heads(size, places.size)
+    if places.tolist() != right:
+        raise ConfigError(
+            fault(
+                f"these heads of {unit} would see other distances: the ALiBi slopes of {family.model_type} follow from the number of "
+                "heads and their order",
+                found=write_runs(places)[:60],
+                expected=write_runs(right)[:200],
+                fix="keep those, or allow the change with force: true",
+            )
+        )
 
 
 def _new_sizes(

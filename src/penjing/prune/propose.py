@@ -205,13 +205,15 @@ def _scaled(config: Mapping[str, Any], factor: float, axes: Axes, limits: Mappin
         return sizes
     if "ffn" in family.keys:
         sizes["ffn"] = _rounded(old["ffn"] * factor, _multiple("ffn", old["ffn"], limits), old["ffn"])
-    if "heads" not in family.fixed:
+    if family.kept_heads is None or axes == "width":
         groups = old["heads"] // old.get("kv_heads", old["heads"])
         unit = math.lcm(groups * int(limits.get("tensor_parallel", 1)), family.divisors.get("heads", 1))
         sizes["heads"] = _rounded(old["heads"] * factor, unit, old["heads"])
         sizes = rules.complete(config, sizes)
-    if "hidden" not in family.fixed and not family.hidden_is_heads:
-        sizes["hidden"] = _rounded(old["hidden"] * factor, _multiple("hidden", old["hidden"], limits), old["hidden"])
+    if not family.hidden_is_heads:
+        step = _multiple("hidden", old["hidden"], limits)
+        step = math.lcm(step, sizes.get("heads", old["heads"])) if family.heads_divide_hidden else step
+        sizes["hidden"] = _rounded(old["hidden"] * factor, step, old["hidden"])
     return sizes
 
 

@@ -76,7 +76,9 @@ class Request(Config):
     multiple_of: dict[str, int] = {}
     """Sizes of the result that must be multiples: {hidden: 128}."""
     force: bool = False
-    """Allow cuts that the architecture can say but that change the meaning of what stays (heads under ALiBi)."""
+    """Allow cuts that the architecture can say but that change the meaning of what stays: under ALiBi, heads by importance instead
+    of those whose slopes the smaller model has.
+    """
     seed: int = 0
     """Seed of random choices."""
 
@@ -109,7 +111,7 @@ def make_plan(
     scores: width.Scores = {}
     if units:
         scores = metric(context, units)
-    keep = width.select(source.config, sizes, scores)
+    keep = width.select(source.config, sizes, scores, force=request.force)
     identity = {"headers": plans.header_hash(source)}
     if request.depth_rule not in ("spaced", "list") or request.importance != "random" or _looks(request):
         identity["content"] = source.fingerprint()
@@ -121,8 +123,9 @@ def make_plan(
         "rotation": request.rotation,
         "refit": request.refit,
         **({"untie": True} if request.untie else {}),
+        **({"force": True} if request.force else {}),
     }
-    plan = plans.build(source.config, layers=kept, keep=keep, source=identity, how=how, history=_history(source))
+    plan = plans.build(source.config, layers=kept, keep=keep, source=identity, how=how, history=_history(source), force=request.force)
     plan = plans.corrected(plan, norm_scale=request.norm_scale)
     if request.rotation != "none":
         plan = _place(request.rotation, "penjing.prune.rotation")(plan, context)

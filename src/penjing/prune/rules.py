@@ -23,7 +23,8 @@ def problems(
     """Every reason why a model of `config` cannot be cut to `sizes` (names as `Family.sizes` gives them); empty when it
     can.
 
-    `force` allows what the architecture can say but what changes the meaning of the weights that stay (ALiBi slopes).
+    `force` is for what the architecture can say but what changes the meaning of the weights that stay; which heads stay under ALiBi
+    is checked where they are chosen (`plan.build`), because any number of them has one right choice.
     """
     family = of(config)
     old = family.sizes(config)
@@ -38,8 +39,8 @@ def problems(
             found.append(f"{name} cannot grow from {old[name]} to {value}")
         elif name == "head_dim" and value != old[name]:
             found.append(f"head_dim stays {old[name]}: rotary positions and the scale of attention depend on it")
-        elif name in family.fixed and value != old[name] and not force:
-            found.append(f"{name} stays {old[name]}: {family.fixed[name]}")
+        elif name in family.fixed and value != family.implied[name](new):
+            found.append(f"{name} cannot be {value}: {family.fixed[name]}")
     if found:
         return found
     heads, groups = new["heads"], new.get("kv_heads", new["heads"])
@@ -55,6 +56,13 @@ def problems(
             f"hidden must be heads x head_dim in {family.model_type}: {heads} x {old['head_dim']} is "
             f"{heads * old['head_dim']}, not {new['hidden']}"
         )
+    if family.heads_divide_hidden and new["hidden"] % heads:
+        found.append(
+            f"hidden {new['hidden']} is not a multiple of {heads} heads, and transformers loads no {family.model_type} without that"
+        )
+    unknown = sorted(set(multiple_of or {}) - set(old))
+    if unknown:
+        found.append(f"multiple_of names '{unknown[0]}', and {family.model_type} has {', '.join(old)}")
     for name, divisor in {**family.divisors, **(multiple_of or {})}.items():
         if name in new and new[name] != old[name] and new[name] % divisor:
             found.append(f"{name} {new[name]} is not a multiple of {divisor}")

@@ -53,7 +53,7 @@ def verify(model: Any, *, seed: int = 0) -> list[Check]:
         checks.append(
             _attempt("shuffling every unit changes nothing", lambda: _shuffled(source, model, Path(folder) / "s", seed))
         )
-        if "heads" in family.fixed:
+        if family.kept_heads is not None:
             checks.append(
                 _attempt(
                     "shuffling heads changes nothing for single tokens",
@@ -66,6 +66,13 @@ def verify(model: Any, *, seed: int = 0) -> list[Check]:
             label = f"cutting {name} equals masking" if masked else f"cutting {name} loads"
             out = Path(folder) / name
             checks.append(_attempt(label, lambda t=target, o=out, m=masked: _cut(source, model, o, t, m, seed)))
+        if family.norm == "layer":
+            once = {tuple(sorted(target.items())): (name, target) for name, target in _smaller(config, family).items()}
+            for name, target in once.values():
+                if "hidden" in target and 2 * target["hidden"] == sizes["hidden"]:
+                    out = Path(folder) / f"{name}-doubled"
+                    checks.append(_attempt(f"cutting {name} of a stream that holds everything twice changes nothing",
+                                           lambda t=target, o=out: _halved(model, o, t, seed)))
         if family.no_depth(config) is None:
             for stack in family.stacks:
                 if sizes[stack.size] > 1:
@@ -143,7 +150,7 @@ def _shuffled(source: Path, model: Any, out: Path, seed: int, *, single: bool = 
     for unit, size in family.units(config).items():
         last = unit.rsplit(".", 1)[-1]
         if last in ("vocab", "position", "bucket", "head_dim", "kv_head") or (
-            last == "head" and "heads" in family.fixed and not single
+            last == "head" and family.kept_heads is not None and not single
         ):
             continue
         if last == "head" and "kv_heads" in sizes:
@@ -209,6 +216,38 @@ def _cut(source: Path, model: Any, out: Path, target: Mapping[str, int], masked:
         return difference(model, result, ids, kept=keep["vocab"])
     reference = masked_copy(model, keep)
     return difference(reference, result, _ids(model, seed))
+
+
+def _halved(model: Any, out: Path, target: Mapping[str, int], seed: int) -> float:
+    """LayerNorm's statistics are the same over a stream and over half of one that holds everything twice; so there a cut of
+    hidden can be compared, with other units set to zero.
+    """
+    config = _config(model)
+    family = of(config)
+    model.save_pretrained(out / "model")
+    with open_checkpoint(out / "model") as checkpoint:
+        context = width.Context(checkpoint, seed=seed)
+        keep = width.select(config, target, width.random(context, width.shrinking_units(config, target)))
+    twice = masked_copy(model, {unit: places for unit, places in keep.items() if unit != "hidden"})
+    kept = torch.from_numpy(keep["hidden"])
+    gone = torch.from_numpy(np.setdiff1d(np.arange(family.sizes(config)["hidden"]), keep["hidden"]))
+    state = dict(twice.named_parameters(remove_duplicate=False))
+    table = family.tensors(config)
+    last = next(name for name in reversed(table) if table[name].kind == "norm")
+    for name, tensor in table.items():
+        for dim, label in enumerate(tensor.axes):
+            if label != "hidden":
+                continue
+            reads = tensor.kind == "linear" and dim == (0 if type(twice.get_submodule(name.rpartition(".")[0])).__name__ == "Conv1D" else 1)
+            with torch.no_grad():
+                if reads or (family.tied(config) and name in (last, last.removesuffix("weight") + "bias")):
+                    state[name].index_fill_(dim, gone, 0.0)  # a head that is the embedding reads what the last norm lets through
+                else:
+                    state[name].index_copy_(dim, gone, state[name].index_select(dim, kept))
+    twice.save_pretrained(out / "twice")
+    with open_checkpoint(out / "twice") as checkpoint:
+        cut.apply(plan.build(checkpoint.config, keep=keep), checkpoint, out / "cut")
+    return difference(twice, load_model(out / "cut"), _ids(model, seed))
 
 
 def _dropped(source: Path, model: Any, out: Path, stack: str, gone: int) -> float:

@@ -140,10 +140,10 @@ def to_float64(source: Checkpoint, name: str, block: np.ndarray) -> np.ndarray:
 
 
 def select(
-    config: Mapping[str, Any], sizes: Mapping[str, int], scores: Mapping[str, np.ndarray]
+    config: Mapping[str, Any], sizes: Mapping[str, int], scores: Mapping[str, np.ndarray], *, force: bool = False
 ) -> dict[str, np.ndarray]:
     """Places that stay for each unit that shrinks to `sizes`, best scores first to stay, ascending; ties go to the
-    lower place.
+    lower place. Heads whose number means something (ALiBi) are not chosen by score unless `force` says so.
 
     With grouped queries whole groups are chosen first, by the score of their key/value head, then the best heads of
     each group.
@@ -155,7 +155,9 @@ def select(
         name = family.size_of_unit(unit)
         if unit.endswith(".head") and "kv_heads" in old:
             continue
-        if sizes.get(name, size) < size:
+        if sizes.get(name, size) < size and unit.endswith(".head") and family.kept_heads is not None and not force:
+            keep[unit] = np.array(family.kept_heads(size, sizes[name]))
+        elif sizes.get(name, size) < size:
             keep[unit] = best(scores[unit], sizes[name])
     if "kv_heads" in old and (sizes.get("heads", old["heads"]), sizes.get("kv_heads", old["kv_heads"])) != (
         old["heads"],

@@ -1,15 +1,31 @@
-"""BLOOM: ALiBi positions, LayerNorm, one projection in which each head holds its own query, key and value."""
+"""BLOOM: ALiBi positions (their number decides which heads stay), LayerNorm, one projection in which each head holds its own
+query, key and value.
+"""
 
 from __future__ import annotations
 
+from fractions import Fraction
+
 from penjing.models.family import Family, Row, Stack
 
-_ALIBI = "ALiBi slopes follow from the number of heads, so the heads that stay would see other distances (force: true allows)"
-_FIXED = {
-    "heads": _ALIBI,
-    "hidden": f"hidden is heads x head_dim, and {_ALIBI}",
-    "ffn": "it is always 4 x hidden, config.json has no key for it",
-}
+_FIXED = {"ffn": "it is always 4 x hidden, config.json has no key for it"}
+
+
+def alibi_exponents(heads: int) -> list[Fraction]:
+    """x of each head's slope 2 ** -x. Source: transformers' `build_alibi_tensor`, after Press et al., arXiv 2108.12409."""
+    power = 1 << (heads.bit_length() - 1)
+    first = [Fraction(8 * (head + 1), power) for head in range(power)]
+    return first + [Fraction(4 * (2 * head + 1), power) for head in range(heads - power)]
+
+
+def alibi_heads(old: int, new: int) -> list[int]:
+    """The heads of a model with `old` heads that have the slopes of a model with `new` ones, in the new order.
+
+    There always is exactly one such choice: of 112 heads the first 64 to 111, of 32 every second for 16.
+    """
+    place = {exponent: head for head, exponent in enumerate(alibi_exponents(old))}
+    return [place[exponent] for exponent in alibi_exponents(new)]
+
 
 FAMILY = Family(
     model_type="bloom",
@@ -52,5 +68,6 @@ FAMILY = Family(
     norm_eps="layer_norm_epsilon",
     hidden_is_heads=True,
     fixed=_FIXED,
+    kept_heads=alibi_heads,
     tied_default=True,
 )

@@ -86,5 +86,7 @@ _MLP_BIAS = (
     Row("mlp.down_proj.bias", "hidden", "bias", has("mlp_bias")),
 )
 FAMILY = family(
-    "llama", attention(bias=has("attention_bias"), output_bias=has("attention_bias")) + GATED + _MLP_BIAS + NORMS
+    "llama",
+    attention(bias=has("attention_bias"), output_bias=has("attention_bias")) + GATED + _MLP_BIAS + NORMS,
+    heads_divide_hidden=True,
 )
