@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from penjing.data.dedup.bands import band_pairs
 from penjing.data.dedup.bloom import Bloom, bloom, load_bloom
 from penjing.data.dedup.cluster import chains, stars
-from penjing.data.dedup.fold import fold, fold_bytes, language_model_table, skeleton_table
+from penjing.data.dedup.fold import fold, fold_bytes, fold_letters, language_model_table, skeleton_table
 from penjing.data.dedup.near import near_pairs, plan_tables
 from penjing.data.dedup.signature import Signatures, SignatureShape, sign
 from penjing.data.dedup.url import canonical_url
@@ -56,6 +56,11 @@ def test_any_bytes_fold_without_fault_and_within_bounds(parts: list[bytes]) -> N
     for table in (skeleton_table(), language_model_table()):
         folded = fold_bytes(data, offsets, table, places=True)
         assert len(folded.points) <= len(data)
+        if table is skeleton_table():
+            whole = pa.LargeStringArray.from_buffers(len(parts), pa.py_buffer(offsets), pa.py_buffer(data))
+            letters = fold_letters(whole, table)
+            assert letters.points.tolist() == folded.points.tolist()
+            assert letters.point_offsets.tolist() == folded.point_offsets.tolist()
         assert (np.diff(folded.token_offsets) >= 0).all()
         if len(folded.points):
             assert folded.points.max() < 0x110000

@@ -21,9 +21,9 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
     from penjing.data.dedup.bloom import Bloom
+    from penjing.data.dedup.columns import Signed
     from penjing.data.dedup.decide import Decisions, Rules
     from penjing.data.dedup.search import Search
-    from penjing.data.dedup.shuffle import Signed
     from penjing.data.dedup.signature import SignatureShape
     from penjing.data.document import Corpus
 
@@ -84,8 +84,8 @@ class Config(BaseConfig):
 
 def run(config: Config, inputs: Inputs, out: Path, job: Job) -> dict[str, Any]:
     """Write the corpus without its copies, the copies aside, and give the figures."""
+    from penjing.data.dedup.columns import Signed, parts_of
     from penjing.data.dedup.index import open_index, sign_shard
-    from penjing.data.dedup.shuffle import Signed, parts_of
     from penjing.data.dedup.sieve import merge_funnels, sift
     from penjing.data.document import finish_corpus, open_corpus
 
@@ -310,20 +310,17 @@ def _paragraphs(
 
 def _clusters(documents: pa.Table, decisions: Decisions, *, old: int) -> dict[str, Any]:
     """The largest clusters and what is left of each source, where a wrong setting shows first."""
+    from penjing.data.dedup.verdicts import count_sources
+
     gone = decisions.rule != 0
     centres, sizes = np.unique(decisions.kept[gone], return_counts=True)
     largest = np.lexsort((centres, -sizes))[:10]
     ids = documents.column("id").combine_chunks()
-    sources = np.asarray(documents.column("source").fill_null("").to_pylist(), dtype=object)
-    shares: dict[str, dict[str, int]] = {}
-    for source, dropped in zip(sources[old:].tolist(), gone[old:].tolist(), strict=True):
-        item = shares.setdefault(source, {"documents": 0, "kept": 0})
-        item["documents"] += 1
-        item["kept"] += not dropped
+    sources = count_sources(documents.column("source").slice(old), ~gone[old:])
     return {
         "clusters": len(centres),
         "largest_clusters": [{"kept": ids[int(centres[i])].as_py(), "copies": int(sizes[i])} for i in largest],
-        "sources": dict(sorted(shares.items())),
+        "sources": dict(sorted(sources.items())),
     }
 
 

@@ -15,8 +15,19 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
+BLOCK_DOCUMENTS = 1 << 18
+"""Documents of a block, and of a range of keys or ranks, when the number of parts is not given."""
 GONE = np.dtype([("document", "<i8"), ("kept", "<i8"), ("value", "<f8")])
 """A dropped document, the document that stays for it, and how alike they are."""
+
+
+@dataclass(frozen=True)
+class Signed:
+    """Signatures of one shard, `rows` documents, and where its verdicts go; `verdicts` None for a part of the old index."""
+
+    path: Path
+    rows: int
+    verdicts: Path | None
 
 
 @dataclass(frozen=True)
@@ -35,6 +46,11 @@ class Block:
     def column(self, name: str) -> np.ndarray:
         """A column, memory-mapped."""
         return mapped(self.folder / f"{name}.npy")
+
+
+def parts_of(documents: int) -> int:
+    """How many parts a corpus of so many documents is cut into."""
+    return -(-documents // BLOCK_DOCUMENTS)
 
 
 def mapped(path: Path) -> np.ndarray:

@@ -18,7 +18,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from penjing.data.dedup.columns import mapped, part_of, rows_between, save_rows
-from penjing.data.dedup.fold import fold, skeleton_table
+from penjing.data.dedup.fold import fold_letters, skeleton_table
 from penjing.data.dedup.signature import exact_keys
 from penjing.data.document import shard_batches
 
@@ -51,7 +51,7 @@ def paragraph_keys(texts: pa.Array, *, separator: str, letters: int) -> tuple[np
     """(document (P,) int64, place (P,) int32, key (P,) uint64) of the paragraphs with at least `letters` letters and digits."""
     lists = pc.split_pattern(texts.cast(pa.large_string()).fill_null(""), separator)
     sizes = pc.list_value_length(lists).to_numpy().astype(np.int64)
-    folded = fold(lists.flatten(), skeleton_table())
+    folded = fold_letters(lists.flatten(), skeleton_table())
     document = np.repeat(np.arange(len(sizes)), sizes)
     place = np.arange(len(document)) - np.repeat(np.cumsum(sizes) - sizes, sizes)
     keep = np.diff(folded.point_offsets) >= letters

@@ -25,22 +25,12 @@ from typing import Any
 
 from penjing.contract import Job
 from penjing.data.dedup import shuffle_units as units
+from penjing.data.dedup.columns import BLOCK_DOCUMENTS, Signed
 from penjing.data.dedup.near import plan_tables
 from penjing.data.engine import Function, map_shards
 
-BLOCK_DOCUMENTS = 1 << 18
-"""Documents of a block, and of a range of keys or ranks, when the number of parts is not given."""
 PREFIX_DOCUMENTS = 1 << 24
 """Documents of a range of prefixes: only a fingerprint and a rank are held of each."""
-
-
-@dataclass(frozen=True)
-class Signed:
-    """Signatures of one shard, `rows` documents, and where its verdicts go; `verdicts` None for a part of the old index."""
-
-    path: Path
-    rows: int
-    verdicts: Path | None
 
 
 @dataclass(frozen=True)
@@ -72,11 +62,6 @@ class Shuffled:
     largest: list[dict[str, Any]]
     sources: dict[str, dict[str, int]]
     ranks: list[tuple[Path, list[Signed]]]
-
-
-def parts_of(documents: int) -> int:
-    """How many parts a corpus of so many documents is cut into."""
-    return -(-documents // BLOCK_DOCUMENTS)
 
 
 def shuffle(signed: Sequence[Signed], settings: Settings, *, parts: int, state: Path, job: Job) -> Shuffled:

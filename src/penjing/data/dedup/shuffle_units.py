@@ -12,7 +12,6 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numba import njit
 
@@ -35,7 +34,7 @@ from penjing.data.dedup.decide import EXACT, KEEP, NEAR, URL, busy_addresses, dr
 from penjing.data.dedup.fold import mix64
 from penjing.data.dedup.index import DOCUMENT_COLUMNS, from_table, url_numbers
 from penjing.data.dedup.near import plan_tables, table_pairs
-from penjing.data.dedup.verdicts import write_verdict
+from penjing.data.dedup.verdicts import count_sources, write_verdict
 from penjing.data.dedup.verify import similarities_of
 
 _ADDRESS = np.dtype([("high", "<u8"), ("low", "<u8"), ("text_high", "<u8"), ("text_low", "<u8"), ("rank", "<i8"), ("document", "<i8")])
@@ -284,10 +283,7 @@ def conclude(unit: dict[str, Any]) -> dict[str, Any]:
         part = slice(at, at + rows)
         write_verdict(Path(path), rule[part], value[part], names[part].tolist(), similarity=unit["similarity"])
         at += rows
-    sources = pc.fill_null(ids_table(block).column("source"), "")
-    table = pa.table({"source": sources, "kept": pa.array(rule == KEEP).cast(pa.int64())})
-    counted = table.group_by("source").aggregate([("kept", "count"), ("kept", "sum")]).to_pylist()
-    return {row["source"]: {"documents": row["kept_count"], "kept": row["kept_sum"]} for row in counted}
+    return count_sources(ids_table(block).column("source"), rule == KEEP)
 
 
 def count_clusters(unit: dict[str, Any]) -> dict[str, Any]:

@@ -17,7 +17,7 @@ import pyarrow as pa
 import xxhash
 from numba import njit
 
-from penjing.data.dedup.fold import Folded, Scratch, fold, mix64, skeleton_table
+from penjing.data.dedup.fold import Folded, Scratch, fold, fold_letters, mix64, skeleton_table
 
 COMPLETE = 0xFFFFFFFF
 _SCRATCH = Scratch()
@@ -32,7 +32,7 @@ class SignatureShape:
     shingle_tokens: int = 5
     """Tokens in one shingle of the sketch and of MinHash."""
     sketch: int = 256
-    """Shingle hashes kept per document; 0 makes neither sketch nor SimHash (exact copies only)."""
+    """Shingle hashes kept per document; 0 makes neither sketch, SimHash nor number of tokens (exact copies only)."""
     bands: int = 0
     """MinHash bands; 0 makes none."""
     rows: int = 8
@@ -77,7 +77,8 @@ class Signatures:
 
 def sign(texts: pa.Array | pa.ChunkedArray, shape: SignatureShape) -> Signatures:
     """Signatures of an Arrow array of texts."""
-    return sign_folded(fold(texts, skeleton_table(), scratch=_SCRATCH), shape)
+    folding = fold if shape.sketch else fold_letters
+    return sign_folded(folding(texts, skeleton_table(), scratch=_SCRATCH), shape)
 
 
 def sign_folded(folded: Folded, shape: SignatureShape) -> Signatures:

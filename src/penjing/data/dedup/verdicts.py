@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from penjing.data.dedup.decide import KEEP, RULES
@@ -15,13 +16,13 @@ from penjing.data.dedup.sieve import VERDICT_SCHEMA
 
 def write_verdict(path: Path, rule: np.ndarray, value: np.ndarray, kept: Sequence[str | None], *, similarity: float) -> None:
     """Write the verdicts on a shard's documents; `kept` holds ids, None where the document stays or none is at hand."""
-    names = [RULES[code] for code in rule.tolist()]
-    bounds = {"url": "same address", "exact": "same text without punctuation and emoji", "near": f">= {similarity}"}
+    bounds = [None, "same address", "same text without punctuation and emoji", f">= {similarity}"]
+    codes = pa.array(rule)
     table = pa.table(
         [
-            pa.array(names, pa.string()),
+            pa.array(RULES, pa.string()).take(codes),
             pa.array(value, mask=rule == KEEP),
-            pa.array([bounds.get(name or "") for name in names], pa.string()),
+            pa.array(bounds, pa.string()).take(codes),
             pa.array(kept, pa.string()),
         ],
         schema=VERDICT_SCHEMA,
@@ -30,3 +31,10 @@ def write_verdict(path: Path, rule: np.ndarray, value: np.ndarray, kept: Sequenc
     temporary = path.with_name(f".{path.name}.tmp")
     pq.write_table(table, temporary)
     temporary.replace(path)
+
+
+def count_sources(source: pa.ChunkedArray, kept: np.ndarray) -> dict[str, dict[str, int]]:
+    """{source: {"documents", "kept"}} of some documents, `kept` (N,) bool."""
+    table = pa.table({"source": pc.fill_null(source, ""), "kept": pa.array(kept).cast(pa.int64())})
+    counted = table.group_by("source").aggregate([("kept", "count"), ("kept", "sum")]).to_pylist()
+    return {row["source"]: {"documents": row["kept_count"], "kept": row["kept_sum"]} for row in counted}
