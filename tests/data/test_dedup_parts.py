@@ -17,7 +17,7 @@ from penjing.data.dedup.bloom import Bloom, bloom, load_bloom
 from penjing.data.dedup.cluster import chains, stars
 from penjing.data.dedup.fold import fold, fold_bytes, fold_letters, language_model_table, skeleton_table
 from penjing.data.dedup.near import near_pairs, plan_tables
-from penjing.data.dedup.signature import Signatures, SignatureShape, sign
+from penjing.data.dedup.signature import Signatures, SignatureShape, _sorted, sign
 from penjing.data.dedup.url import canonical_url
 from penjing.data.dedup.verify import similarities
 from penjing.errors import InputError
@@ -128,6 +128,28 @@ def test_similarity_is_exact_for_short_documents_and_close_for_long_ones() -> No
             signatures = sign(texts(" ".join(base), " ".join(other)), SignatureShape())
             got = similarities(np.array([[0, 1]]), signatures)[0]
             assert got == pytest.approx(jaccard(base, other), abs=tolerance)
+
+
+@given(st.lists(st.integers(0, 4), min_size=1, max_size=400), st.integers(1, 2**32), st.integers(0, 2**32))
+@settings(max_examples=100, deadline=None)
+def test_hashes_are_sorted_however_they_are_spread(picks: list[int], bound: int, seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    few, many = rng.integers(0, bound, 5, np.uint64)[picks], rng.integers(0, bound, len(picks), np.uint64)
+    near = np.arange(len(picks), dtype=np.uint64)[::-1] % np.uint64(bound)  # all in one bucket, in the worst order
+    for values in (few.astype(np.uint32), many.astype(np.uint32), near.astype(np.uint32)):
+        got = _sorted(values, len(values), np.uint64(bound), np.empty(len(values) + 1, np.int64), np.empty(len(values), np.uint32))
+        assert got.tolist() == np.sort(values).tolist()
+
+
+def test_sim_hash_is_the_majority_of_the_bits_of_the_features() -> None:
+    from penjing.data.dedup.signature import shingle
+
+    for number in (1, 2, 3, 9, 10, 17, 40, 3001):
+        value = " ".join(f"w{i * i % 977}" for i in range(number))
+        tokens = fold(texts(value), skeleton_table()).tokens
+        features = [int(shingle(tokens, i, min(2, number))) for i in range(max(1, number - 1))]
+        majority = sum(1 << bit for bit in range(64) if 2 * sum(f >> bit & 1 for f in features) > len(features))
+        assert int(sign(texts(value), SignatureShape()).simhash[0]) == majority
 
 
 def test_min_hash_bands_find_similar_documents_and_hardly_others() -> None:

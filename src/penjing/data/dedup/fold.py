@@ -311,23 +311,62 @@ def _fold(  # type: ignore[no-untyped-def]
     seed = np.uint64(0x9E3779B97F4A7C15)
     prime = np.uint64(0x9FB21C651E98DF25)
     places = len(token_points) > 0
-    p = 0
-    t = 0
+    letter = np.zeros(128, np.uint32)  # ASCII letters and digits, which make up most of most words; 0 = anything else
+    for b in range(128):
+        if entries[b] >> 28 == 1 and not entries[b] & 0x8000000:
+            letter[b] = entries[b] & 0x1FFFFF
+    one = np.uint64(1)
+    two = np.uint64(2)
+    three = np.uint64(3)
+    p = np.uint64(0)
+    t = np.uint64(0)
     for d in range(len(offsets) - 1):
-        i = offsets[d]
-        end = offsets[d + 1]
+        i = np.uint64(offsets[d])
+        end = np.uint64(offsets[d + 1])
         running = False
         h = seed
         while i < end:
             at = i
-            b = np.int64(data[i])
+            b = data[i]
             if b < 0x80:
+                point = letter[b]
+                if point:
+                    if not running:
+                        h = seed
+                        if places:
+                            token_points[t] = p
+                            token_bytes[t] = at
+                        running = True
+                    while True:
+                        points[p] = point
+                        p += one
+                        h = (h ^ np.uint64(point)) * prime
+                        h ^= h >> np.uint64(32)
+                        i += one
+                        if i >= end or data[i] >= 0x80:
+                            break
+                        point = letter[data[i]]
+                        if not point:
+                            if entries[data[i]] >> 28 == 0:  # a space or mark ends the word
+                                tokens[t] = mix64(h)
+                                t += one
+                                running = False
+                                i += one
+                            break
+                    continue
                 entry = entries[b]
-                i += 1
+                i += one
+                if entry >> 28 == 0 and not running:
+                    continue
+            elif 0xE0 <= b < 0xF0 and i + two < end and (data[i + one] & 0xC0) == 0x80 and (data[i + two] & 0xC0) == 0x80:
+                entry = entries[
+                    ((np.uint32(b) & 0x0F) << 12) | ((np.uint32(data[i + one]) & 0x3F) << 6) | (np.uint32(data[i + two]) & 0x3F)
+                ]
+                i += three
             else:
-                code, length = _decode(data, i, end)
+                code, length = _decode(data, np.int64(i), np.int64(end))
                 entry = entries[code]
-                i += length
+                i += np.uint64(length)
             kind = entry >> 28
             if kind == 1 and not entry & 0x8000000:
                 if not running:
@@ -338,7 +377,7 @@ def _fold(  # type: ignore[no-untyped-def]
                     running = True
                 point = entry & 0x1FFFFF
                 points[p] = point
-                p += 1
+                p += one
                 h = (h ^ np.uint64(point)) * prime
                 h ^= h >> np.uint64(32)
                 continue
@@ -346,7 +385,7 @@ def _fold(  # type: ignore[no-untyped-def]
                 continue
             if running and kind != 1:
                 tokens[t] = mix64(h)
-                t += 1
+                t += one
                 running = False
             if kind == 2 and not entry & 0x8000000:
                 if places:
@@ -354,18 +393,18 @@ def _fold(  # type: ignore[no-untyped-def]
                     token_bytes[t] = at
                 point = entry & 0x1FFFFF
                 points[p] = point
-                p += 1
+                p += one
                 h = (seed ^ np.uint64(point)) * prime
                 tokens[t] = mix64(h ^ (h >> np.uint64(32)))
-                t += 1
+                t += one
                 continue
             if kind == 0 or kind == 4:
-                if kind == 4 and t > token_offsets[d] and tokens[t - 1] != 0:
+                if kind == 4 and np.int64(t) > token_offsets[d] and tokens[t - one] != 0:
                     tokens[t] = np.uint64(0)
                     if places:
                         token_points[t] = p
                         token_bytes[t] = at
-                    t += 1
+                    t += one
                 continue
             row = np.int64(entry & 0x7FFFFFF)
             for j in range(starts[row], starts[row + 1]):
@@ -373,7 +412,7 @@ def _fold(  # type: ignore[no-untyped-def]
                 alone = part >> 28 == 2 or kind == 2
                 if running and alone:
                     tokens[t] = mix64(h)
-                    t += 1
+                    t += one
                     running = False
                 if not running:
                     h = seed
@@ -382,26 +421,26 @@ def _fold(  # type: ignore[no-untyped-def]
                         token_bytes[t] = at
                 point = part & 0x1FFFFF
                 points[p] = point
-                p += 1
+                p += one
                 h = (h ^ np.uint64(point)) * prime
                 h ^= h >> np.uint64(32)
                 if alone:
                     tokens[t] = mix64(h)
-                    t += 1
+                    t += one
                 else:
                     running = True
         if running:
             tokens[t] = mix64(h)
-            t += 1
-        point_offsets[d + 1] = p
-        token_offsets[d + 1] = t
+            t += one
+        point_offsets[d + 1] = np.int64(p)
+        token_offsets[d + 1] = np.int64(t)
 
 
 @njit(cache=True, nogil=True, boundscheck=False)
 def _fold_letters(data, offsets, entries, starts, sequences, points, point_offsets):  # type: ignore[no-untyped-def]
     """Every character is written and the place moves on only past those that count, so that nothing is mispredicted in running text.
 
-    `plain` holds for ASCII the letter and whether it counts; no ASCII character becomes several.
+    No ASCII character becomes several.
     """
     letter = np.empty(128, np.uint32)
     counts = np.empty(128, np.uint64)

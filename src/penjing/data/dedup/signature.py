@@ -159,6 +159,8 @@ def _sign(  # type: ignore[no-untyped-def]
         total += number if number < size else size
     shingles = np.empty(longest, np.uint64)
     buffer = np.empty(longest, np.uint32)
+    ordered = np.empty(longest, np.uint32)
+    places = np.empty(longest + 1, np.int64)
     out = np.empty(total, np.uint32)
     planes = np.zeros(40, np.uint64)
     smallest = np.empty(bands.shape[1] * rows, np.uint32)
@@ -172,30 +174,70 @@ def _sign(  # type: ignore[no-untyped-def]
         simhash[d] = _sim_hash(tokens, start, number, min(feature_width, number), planes)
         used = min(width, number)
         many = number - used + 1
-        for i in range(many):
-            shingles[i] = shingle(tokens, start + i, used)
+        if used == 5:  # written out, which the compiler does for a fixed width only
+            multiplier = np.uint64(0x9E3779B97F4A7C15)
+            for i in range(many):
+                at = start + i
+                h = (tokens[at] * multiplier + tokens[at + 1]) * multiplier + tokens[at + 2]
+                shingles[i] = mix64((h * multiplier + tokens[at + 3]) * multiplier + tokens[at + 4])
+        else:
+            for i in range(many):
+                shingles[i] = shingle(tokens, start + i, used)
         if bands.shape[1]:
             _min_hash(shingles[:many], rows, smallest, filled, bands[d])
-        kept, tops[d] = _sketch(shingles[:many], size, buffer, out[offsets[d] :])
+        kept, tops[d] = _sketch(shingles[:many], size, buffer, places, ordered, out[offsets[d] :])
         offsets[d + 1] += kept
     return out[: offsets[documents]]
 
 
+@njit(cache=True, nogil=True, inline="always")
+def _add(a, b, c):  # type: ignore[no-untyped-def]
+    """(carries, sums) of three columns of 64 one-bit numbers."""
+    different = a ^ b
+    return (a & b) | (different & c), different ^ c
+
+
 @njit(cache=True, nogil=True)
 def _sim_hash(tokens, start, number, width, planes):  # type: ignore[no-untyped-def]
-    """Bit-sliced counting: plane k holds bit k of all 64 counters, so that one feature costs a few word operations."""
+    """Bit-sliced counting: plane k holds bit k of all 64 counters. Eight features go through a tree of adders (Harley and Seal)
+    before one carry ripples up, so that a feature costs a few word operations."""
     features = number - width + 1
     planes[:] = 0
-    used = 0
-    for i in range(features):
-        carry = shingle(tokens, start + i, width)
+    ones = np.uint64(0)
+    twos = np.uint64(0)
+    fours = np.uint64(0)
+    i = start
+    last = start + features
+    while i + 8 <= last:
+        twos_a, ones = _add(ones, shingle(tokens, i, width), shingle(tokens, i + 1, width))
+        twos_b, ones = _add(ones, shingle(tokens, i + 2, width), shingle(tokens, i + 3, width))
+        fours_a, twos = _add(twos, twos_a, twos_b)
+        twos_a, ones = _add(ones, shingle(tokens, i + 4, width), shingle(tokens, i + 5, width))
+        twos_b, ones = _add(ones, shingle(tokens, i + 6, width), shingle(tokens, i + 7, width))
+        fours_b, twos = _add(twos, twos_a, twos_b)
+        carry, fours = _add(fours, fours_a, fours_b)
+        k = 3
+        while carry != 0:
+            both = planes[k] & carry
+            planes[k] ^= carry
+            carry = both
+            k += 1
+        i += 8
+    planes[0] = ones
+    planes[1] = twos
+    planes[2] = fours
+    while i < last:
+        carry = shingle(tokens, i, width)
         k = 0
         while carry != 0:
             both = planes[k] & carry
             planes[k] ^= carry
             carry = both
             k += 1
-        used = max(used, k)
+        i += 1
+    used = 1
+    while features >> used:
+        used += 1
     value = np.uint64(0)
     for bit in range(64):
         count = np.int64(0)
@@ -230,7 +272,38 @@ def _min_hash(shingles, rows, smallest, filled, bands):  # type: ignore[no-untyp
 
 
 @njit(cache=True, nogil=True)
-def _sketch(shingles, size, buffer, out):  # type: ignore[no-untyped-def]
+def _sorted(values, number, bound, places, ordered):  # type: ignore[no-untyped-def]
+    """The first `number` values, all below `bound` and evenly spread as hashes are, in ascending order: one bucket for each, then
+    what fell into one bucket put right."""
+    if number < 2:
+        return values[:number]
+    scale = (np.uint64(number) << np.uint64(32)) // bound
+    places[: number + 1] = 0
+    for i in range(number):
+        bucket = min((np.uint64(values[i]) * scale) >> np.uint64(32), np.uint64(number - 1))
+        places[bucket + np.uint64(1)] += 1
+    for i in range(number):
+        places[i + 1] += places[i]
+    for i in range(number):
+        bucket = min((np.uint64(values[i]) * scale) >> np.uint64(32), np.uint64(number - 1))
+        ordered[places[bucket]] = values[i]
+        places[bucket] += 1
+    moves = 0
+    for i in range(1, number):
+        value = ordered[i]
+        j = i
+        while j > 0 and ordered[j - 1] > value:
+            ordered[j] = ordered[j - 1]
+            j -= 1
+        ordered[j] = value
+        moves += i - j
+        if moves > 16 * number + 1024:  # few different values, many times, in one bucket: a text made to be slow
+            return np.sort(ordered[:number])
+    return ordered[:number]
+
+
+@njit(cache=True, nogil=True)
+def _sketch(shingles, size, buffer, places, ordered, out):  # type: ignore[no-untyped-def]
     """Write the `size` smallest different 32-bit hashes, ascending; give their number and the value up to which all are there.
 
     Only hashes below a bound that should let 1.4 times as many through are sorted; too few and the bound is raised.
@@ -244,7 +317,7 @@ def _sketch(shingles, size, buffer, out):  # type: ignore[no-untyped-def]
             if high < bound:
                 buffer[taken] = np.uint32(high)
                 taken += 1
-        chosen = np.sort(buffer[:taken])
+        chosen = _sorted(buffer, taken, bound, places, ordered)
         unique = 0
         for i in range(taken):
             if i == 0 or chosen[i] != chosen[i - 1]:
