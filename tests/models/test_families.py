@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
 from penjing.errors import InputError
 from penjing.models import axes, cost, tiny
-from penjing.models.checkpoint import open_checkpoint
+from penjing.models.checkpoint import load_model, open_checkpoint, write_checkpoint
 from penjing.models.family import names, of
+from penjing.prune import cut, plan
 
 
 @pytest.mark.parametrize("case", tiny.CASES)
@@ -63,7 +66,9 @@ def test_names_of_the_bare_model_and_buffers_are_known() -> None:
 
 
 def test_chatglm_counts_what_was_published() -> None:
-    """ChatGLM3-6B has 6,243,584,000 parameters; its code is not in transformers, so its table is checked by the total."""
+    """ChatGLM2-6B and 3-6B: 6,243,584,000 parameters; with the 32 rotary frequencies in the file, the 12,487,168,064 bytes that its
+    published index states.
+    """
     config = {
         "model_type": "chatglm",
         "padded_vocab_size": 65024,
@@ -77,10 +82,77 @@ def test_chatglm_counts_what_was_published() -> None:
         "add_bias_linear": False,
     }
     assert cost.count_parameters(config) == 6_243_584_000
+    assert 2 * (cost.count_parameters(config) + 32) == 12_487_168_064
     table = of(config).tensors(config)
+    assert len(table) == 28 * 7 + 3
     assert table["transformer.encoder.layers.0.self_attention.query_key_value.weight"].shape == (4608, 4096)
     smaller = of(config).resize(config, heads=16, kv_heads=1, ffn=6848)
     assert of(smaller).tensors(smaller)["transformer.encoder.layers.9.mlp.dense_h_to_4h.weight"].shape == (2 * 6848, 4096)
+
+
+def as_chatglm(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """The weights of a native GLM under the names and in the layouts of the published ChatGLM code."""
+    ends = {"model.embed_tokens.weight": "transformer.embedding.word_embeddings.weight",
+            "model.norm.weight": "transformer.encoder.final_layernorm.weight", "lm_head.weight": "transformer.output_layer.weight"}
+    parts = {"self_attn.o_proj.weight": "self_attention.dense.weight", "mlp.gate_up_proj.weight": "mlp.dense_h_to_4h.weight",
+             "mlp.down_proj.weight": "mlp.dense_4h_to_h.weight", "input_layernorm.weight": "input_layernorm.weight",
+             "post_attention_layernorm.weight": "post_attention_layernorm.weight"}
+    found = {}
+    for name, value in state.items():
+        if name in ends:
+            found[ends[name]] = value
+            continue
+        _, _, layer, part = name.split(".", 3)
+        place = f"transformer.encoder.layers.{layer}."
+        if part in parts:
+            found[place + parts[part]] = value
+        elif part.startswith("self_attn.q_proj."):
+            kind = part.rpartition(".")[2]
+            fused = [state[f"model.layers.{layer}.self_attn.{one}_proj.{kind}"] for one in "qkv"]
+            found[f"{place}self_attention.query_key_value.{kind}"] = torch.cat(fused)
+    return found
+
+
+def test_chatglm_is_cut_as_the_native_glm_that_it_is(tmp_path: Path) -> None:
+    """Both tables cut the same model: the results are the same weights in two layouts, along every axis and in depth."""
+    model = tiny.save("glm", tmp_path / "glm")
+    old = model.config
+    config = {"model_type": "chatglm", "padded_vocab_size": 48, "hidden_size": 32, "num_layers": 3, "num_attention_heads": 4,
+              "multi_query_attention": True, "multi_query_group_num": 2, "kv_channels": 8, "ffn_hidden_size": 24,
+              "add_qkv_bias": True, "layernorm_epsilon": old.rms_norm_eps}
+    inverse = {"transformer.rotary_pos_emb.inv_freq": torch.zeros(2)}
+    write_checkpoint(tmp_path / "chatglm", config=config, tensors=as_chatglm(dict(model.state_dict())) | inverse)
+    rng = np.random.default_rng(0)
+    keep = {"hidden": np.sort(rng.permutation(32)[:20]), "vocab": np.arange(40)}
+    for layer in range(3):
+        groups = rng.permutation(2)[:1]
+        keep |= {f"layers.{layer}.ffn": np.sort(rng.permutation(24)[:10]), f"layers.{layer}.kv_head": groups,
+                 f"layers.{layer}.head": np.arange(2 * groups[0], 2 * groups[0] + 2)}
+    for name in ("glm", "chatglm"):
+        with open_checkpoint(tmp_path / name) as source:
+            made = plan.corrected(plan.build(source.config, layers={"layers": [0, 2]}, keep=keep), norm_scale="mask")
+            cut.apply(made, source, tmp_path / f"{name}-cut")
+    native = as_chatglm(dict(load_model(tmp_path / "glm-cut").state_dict()))
+    with open_checkpoint(tmp_path / "chatglm-cut") as found:
+        assert set(found.names) == set(native)
+        for name, value in native.items():
+            assert torch.equal(found.read(name), value)
+        assert of(found.config).sizes(found.config) == of(found.config).sizes(
+            config | {"padded_vocab_size": 40, "hidden_size": 20, "num_layers": 2, "num_attention_heads": 2,
+                      "multi_query_group_num": 1, "ffn_hidden_size": 10})
+
+
+@pytest.mark.parametrize(("change", "what"), [
+    ({"padded_vocab_size": None}, "the first ChatGLM-6B"),
+    ({"multi_query_attention": False}, "each head holds its own query, key and value"),
+    ({"rmsnorm": False}, "a ChatGLM with other norms"),
+])
+def test_other_models_of_the_same_type_are_refused(change: dict[str, Any], what: str) -> None:
+    config = {"model_type": "chatglm", "padded_vocab_size": 48, "hidden_size": 32, "num_layers": 3, "num_attention_heads": 4,
+              "multi_query_group_num": 2, "kv_channels": 8, "ffn_hidden_size": 24, **change}
+    config = {key: value for key, value in config.items() if value is not None}
+    with pytest.raises(InputError, match=rf"this is .*{what}.*, which the chatglm table is not for; write a table for it"):
+        of(config).sizes(config)
 
 
 def test_head_rows_of_a_fused_projection() -> None:

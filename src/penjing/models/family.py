@@ -132,6 +132,8 @@ class Family:
     settle: Callable[[Mapping[str, Any], Iterable[str], Callable[[str], tuple[int, ...]]], dict[str, Any]] = (
         lambda config, names, shape_of: dict(config))
     """A configuration made to say what the names and shapes in the file say."""
+    other_model: Callable[[Mapping[str, Any]], str | None] = lambda config: None
+    """What a configuration of the same `model_type` is that this table is not for, or None."""
     adjust: Callable[[Mapping[str, Any], dict[str, int]], dict[str, int]] = lambda config, sizes: sizes
     """Sizes that a configuration says in another way than by their value."""
     seq2seq: bool = False
@@ -140,6 +142,10 @@ class Family:
 
     def sizes(self, config: Mapping[str, Any]) -> dict[str, int]:
         """Every size of a configuration by its name; InputError when one is missing or not a positive whole number."""
+        other = self.other_model(config)
+        if other is not None:
+            raise InputError(fault(f"this is {other}, which the {self.model_type} table is not for", where="config.json",
+                                   fix=f"write a table for it beside models/families/{self.model_type}.py"))
         found: dict[str, int] = {}
         for name, key in self.keys.items():
             value = next(
