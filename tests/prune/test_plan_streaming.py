@@ -12,9 +12,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from penjing.errors import InputError
 from penjing.files import hash_tree
 from penjing.models.checkpoint import Output, open_checkpoint, write_checkpoint
 from penjing.models.family import of
+from tests.prune.test_rotation import write_corpus
 
 pytestmark = pytest.mark.slow
 
@@ -84,7 +86,49 @@ def test_a_killed_cut_goes_on_to_the_same_bytes(tmp_path: Path) -> None:
         process.wait()
         if not (out / "config.json").exists():
             assert len(list(out.glob("model-*.safetensors"))) >= shards
+            with pytest.raises(InputError, match="config.json: file not found"):
+                open_checkpoint(out)
     _run(source, out)
     assert hash_tree(out) == hash_tree(tmp_path / "whole")
     with open_checkpoint(out) as result:
         assert of(result.config).sizes(result.config)["layers"] == 6
+
+
+REFIT = """
+import sys
+from pathlib import Path
+from penjing.contract import Job
+from penjing.stages import prune
+settings = {"hidden": 48, "heads": 6, "ffn": 128, "importance": "output-energy", "refit": True, "measure": False,
+            "calibration_samples": 16, "calibration_length": 64}
+print("started", flush=True)
+prune.run(prune.Config(**settings), {"checkpoint": Path(sys.argv[1]), "corpus": Path(sys.argv[2])}, Path(sys.argv[3]), Job())
+"""
+
+
+def test_a_killed_refit_leaves_nothing_and_comes_out_the_same(tmp_path: Path, shared: Path) -> None:
+    model = shared / "models" / "stories260K"
+    write_corpus(tmp_path / "corpus", (model / "tinystories_sample.txt").read_text(encoding="utf-8"))
+    scratch = tmp_path / "scratch"
+    scratch.mkdir()
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "TMPDIR": str(scratch)}
+
+    def start(out: Path) -> subprocess.Popen[bytes]:
+        out.mkdir(exist_ok=True)
+        return subprocess.Popen([sys.executable, "-c", REFIT, str(model), str(tmp_path / "corpus"), str(out)], env=environment,
+                                stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
+
+    begun = time.monotonic()
+    assert start(tmp_path / "whole").wait() == 0
+    whole = time.monotonic() - begun
+    for share in (0.5, 0.8, 0.95):
+        process = start(tmp_path / "killed")
+        time.sleep(share * whole)
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        assert not [item for item in scratch.iterdir() if item.name.startswith("penjing")]
+        if not (tmp_path / "killed" / "config.json").exists():
+            with pytest.raises(InputError):
+                open_checkpoint(tmp_path / "killed")
+    assert start(tmp_path / "killed").wait() == 0
+    assert hash_tree(tmp_path / "killed") == hash_tree(tmp_path / "whole")

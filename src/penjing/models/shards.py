@@ -85,9 +85,14 @@ def read_header(path: Path) -> tuple[dict[str, Entry], dict[str, str]]:
         raise InputError(fault("weight file not found", where=path)) from error
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise InputError(fault("safetensors header is damaged", where=path, found=str(error))) from error
+    if not isinstance(header, dict):
+        raise InputError(fault("safetensors header is damaged", where=path, found=type(header).__name__, expected="an object"))
     metadata = header.pop("__metadata__", {})
     entries = {}
     for name, item in header.items():
+        if not _is_entry(item):
+            raise InputError(fault(f"safetensors header is damaged at tensor '{name}'", where=path, found=str(item)[:80],
+                                   expected="dtype, shape and data_offsets"))
         if item["dtype"] not in STORAGE:
             raise InputError(
                 fault(
@@ -120,6 +125,15 @@ def read_header(path: Path) -> tuple[dict[str, Entry], dict[str, str]]:
             )
         entries[name] = entry
     return entries, metadata
+
+
+def _is_entry(item: object) -> bool:
+    if not isinstance(item, dict) or not isinstance(item.get("dtype"), str):
+        return False
+    shape, offsets = item.get("shape"), item.get("data_offsets")
+    if not isinstance(shape, list) or not isinstance(offsets, list) or len(offsets) != 2:
+        return False
+    return all(isinstance(value, int) and value >= 0 for value in [*shape, *offsets])
 
 
 def read_rows(file: int, entry: Entry, start: int, stop: int, into: np.ndarray | None = None) -> np.ndarray:

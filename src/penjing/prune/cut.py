@@ -272,6 +272,9 @@ def _computed(
 def _check_operations(tensor: Tensor, old: Tensor, operations: tuple[Operation, ...]) -> None:
     for item in operations:
         expected: tuple[int, ...] | None = None
+        if not 0 <= item.dim < max(1, len(old.shape)):
+            raise ConfigError(fault(f"'{item.kind}' on '{tensor.name}' names a dimension it does not have", found=item.dim,
+                                    expected=f"0 to {len(old.shape) - 1}"))
         if item.kind == "scale":
             expected = (old.shape[item.dim],)
         elif item.kind == "map":

@@ -133,7 +133,12 @@ def load(path: Path) -> PruningPlan:
     """
     file = path / PLAN_FILE if path.is_dir() else path
     value = read_json(file)
+    if not isinstance(value, dict):
+        raise InputError(fault("not a pruning plan", where=file, found=type(value).__name__, expected="an object"))
     missing = [key for key in ("version", "source", "layers", "keep", "source_config") if key not in value]
+    for key in ("source", "layers", "keep", "source_config", "target_config", "operations", "made_from", "how"):
+        if not isinstance(value.get(key, {}), dict):
+            raise InputError(fault(f"'{key}' is not an object of names and values", where=file, found=str(value[key])[:60]))
     if missing:
         raise InputError(fault(f"not a pruning plan: no '{missing[0]}'", where=file))
     if value["version"] != VERSION:
@@ -141,6 +146,8 @@ def load(path: Path) -> PruningPlan:
     arrays = _load_arrays(file, value.get("operations", {}))
     operations = {}
     for name, items in value.get("operations", {}).items():
+        if not isinstance(items, list) or not all(isinstance(item, dict) and "kind" in item for item in items):
+            raise InputError(fault(f"the operations of '{name}' are not a list of kinds", where=file, found=str(items)[:60]))
         operations[name] = tuple(
             Operation(item["kind"], item.get("dim", 0), arrays.get(item.get("array")), item.get("value", 1.0))
             for item in items
@@ -418,7 +425,8 @@ def _overrides(value: Mapping[str, Any]) -> dict[str, Any]:
 
 def _load_arrays(file: Path, operations: Mapping[str, Any]) -> dict[str, np.ndarray | StoredArray]:
     """The arrays that a stored plan's operations name: whole weights stay on the disk, vectors and bases are read."""
-    wanted = {item["array"]: item["kind"] for items in operations.values() for item in items if item.get("array")}
+    listed = [item for items in operations.values() for item in items if isinstance(item, dict)]
+    wanted = {item["array"]: item.get("kind") for item in listed if item.get("array")}
     if not wanted:
         return {}
     found = opened(file.parent / ARRAYS_FILE)
