@@ -116,10 +116,13 @@ def test_stored_ids_follow_the_renumbering(shared: Path, corpus: Path, tmp_path:
         (source / file.name).write_bytes(file.read_bytes())
     period = read_json(source / "tokenizer.json")["model"]["vocab"]["."]
     generation = read_json(source / "generation_config.json")
+    assert read_json(source / "tokenizer.json")["model"]["vocab"]["\u200a"]
+    (source / "special_tokens_map.json").write_text(json.dumps({"pad_token": {"content": "\u200a", "lstrip": False}}))
     changed = {**generation, "eos_token_id": [2, period], "suppress_tokens": [-1]}
     (source / "generation_config.json").write_text(json.dumps(changed))
     run(prune_vocab, {"checkpoint": source, "corpus": corpus}, tmp_path / "pruned", size=400, pad_to_multiple=1)
     vocab = read_json(tmp_path / "pruned" / "tokenizer.json")["model"]["vocab"]
+    assert "\u200a" in vocab  # nothing in the corpus uses it; special_tokens_map.json calls it the padding
     stored = read_json(tmp_path / "pruned" / "generation_config.json")
     assert stored["eos_token_id"] == [2, vocab["."]] and vocab["."] != period
     assert stored["suppress_tokens"] == [-1]

@@ -14,7 +14,7 @@ from pydantic import Field, model_validator
 from penjing.config import Config as Settings
 from penjing.contract import CHECKPOINT, CORPUS, Estimate, Inputs, Job
 
-VERSION = 1
+VERSION = 2
 INPUTS = {"checkpoint": CHECKPOINT, "corpus": CORPUS}
 OUTPUT = CHECKPOINT
 
@@ -65,7 +65,7 @@ def run(config: Config, inputs: Inputs, out: Path, job: Job) -> dict[str, Any]:
             target = config.coverage
             if isinstance(target, float):
                 target = {lang: target for lang in counts.tokens if counts.tokens[lang].sum()}
-            keep = stored_ids(inputs["checkpoint"]) | kept_by_name(vocabulary, config.keep)
+            keep = stored_ids(inputs["checkpoint"], vocabulary.ids) | kept_by_name(vocabulary, config.keep)
             plan = plan_pruning(vocabulary, counts.tokens, size=config.size, target=target, method=config.method,
                                 pad_to_multiple=config.pad_to_multiple, keep=frozenset(keep))
         shares.update(covered_share(plan.kept, counts.tokens))

@@ -15,7 +15,7 @@ from pydantic import Field
 from penjing.config import Config as Settings
 from penjing.contract import CHECKPOINT, CORPUS, FILES, Estimate, Inputs, Job
 
-VERSION = 1
+VERSION = 2
 INPUTS = {"checkpoint": CHECKPOINT, "corpus": CORPUS, "held_out": CORPUS + "?"}
 OUTPUT = FILES
 
@@ -55,7 +55,7 @@ def run(config: Config, inputs: Inputs, out: Path, job: Job) -> dict[str, Any]:
     settings = open_checkpoint(checkpoint).config
     check_rows(vocabulary, of(settings).sizes(settings)["vocab"], checkpoint)
     counts = count_corpus(checkpoint, inputs["corpus"], job=job, state=out / "state", label="count tokens")
-    order = removal_order(vocabulary, counts.all_tokens(), method=config.method, keep=stored_ids(checkpoint))
+    order = removal_order(vocabulary, counts.all_tokens(), method=config.method, keep=stored_ids(checkpoint, vocabulary.ids))
     texts = measured_texts(inputs["held_out"] or inputs["corpus"], characters=config.measure_characters or 20_000)
     scored = bool(config.measure_characters) and not settings.get("is_encoder_decoder")
     points = []
