@@ -118,8 +118,12 @@ def test_out_of_memory_says_what_to_change(tmp_path: Path, tiny_checkpoint: Path
         raise torch.OutOfMemoryError("CUDA out of memory")
 
     monkeypatch.setattr("penjing.train.model.chunked_loss", full)
-    with pytest.raises(ConfigError, match="out of memory; found 4 rows in one forward pass; set micro_rows: 2"):
-        run(tmp_path, tiny_checkpoint, build_stream(STREAM, tiny_tokens))
+    with pytest.raises(ConfigError, match="step 0: out of memory; found 4 rows of 64 tokens in one forward pass; set micro_rows: 2, "
+                       "or else recompute: full, or else parallel.shard: 2 on twice the processes"):
+        run(tmp_path / "rows", tiny_checkpoint, build_stream(STREAM, tiny_tokens))
+    with pytest.raises(ConfigError, match="found 1 row of 64 tokens in one forward pass; set loss_chunk_tokens: 512, or else "
+                       "parallel.shard: 2 on twice the processes, or else parallel.context: 2 on twice the processes"):
+        run(tmp_path / "row", tiny_checkpoint, build_stream(STREAM, tiny_tokens), micro_rows=1, recompute="full")
 
 
 @pytest.fixture(scope="module")

@@ -27,23 +27,26 @@ spec = json.loads(sys.argv[1])
 out = Path(spec["out"])
 out.mkdir(parents=True, exist_ok=True)
 calls = iter(range(1, 10**6))
-stream = build_stream(StreamConfig(sequence_length=64, batch_rows=4, packing="best-fit"), Path(spec["tokens"]))
+stream = build_stream(StreamConfig(**spec["stream"]), Path(spec["tokens"]))
 try:
     train(TrainConfig(**spec["config"]), checkpoint=Path(spec["checkpoint"]), stream=stream, out=out,
           job=Job(metrics=out / "metrics.jsonl", stop=lambda: next(calls) >= spec.get("stop", 10**6)))
 except Interrupted:
     pass
 """
+STREAM = {"sequence_length": 64, "batch_rows": 4, "packing": "best-fit"}
 SETTINGS = {"tokens": 4400, "lr": 1e-2, "precision": "fp32", "micro_rows": 2, "save_every": 100}
 
 
-def run(out: Path, checkpoint: Path, tokens: Path, *, stop: int | None = None, **more: object) -> list[dict]:
+def run(out: Path, checkpoint: Path, tokens: Path, *, stop: int | None = None, stream: dict | None = None,
+        **more: object) -> list[dict]:
     """The steps' figures of a run with the given settings, over as many processes as its layout needs."""
     config = {**SETTINGS, **more}
     count = 1
     for name, ways in config.get("parallel", {}).items():
         count *= ways if name in ("replicate", "shard", "context", "tensor", "pipeline") else 1
-    spec = {"out": str(out), "checkpoint": str(checkpoint), "tokens": str(tokens), "config": config}
+    spec = {"out": str(out), "checkpoint": str(checkpoint), "tokens": str(tokens), "config": config,
+            "stream": stream or STREAM}
     if stop is not None:
         spec["stop"] = stop
     with socket.socket() as probe:

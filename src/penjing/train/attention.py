@@ -12,7 +12,8 @@ Shape suffixes: B rows, S positions, T = B*S, H heads, G key/value heads, D head
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -47,13 +48,11 @@ class Isolation:
     group: Any = None
     """Processes that hold the other parts of the rows (context parallel): queries are this part's, keys the whole rows'."""
 
-    def to(self, device: torch.device) -> Isolation:
-        """The same on another device."""
-        if device.type == "cpu":
-            return self
-        cu_q, cu_k, kind, prefix = (tensor.to(device, non_blocking=True)
-                                    for tensor in (self.cu_q_N1, self.cu_k_N1, self.kind_N, self.prefix_T))
-        return Isolation(cu_q, cu_k, kind, prefix, self.max_q, self.max_k, self.causal, self.plain, self.group)
+    def each(self, change: Callable[[Tensor], Tensor]) -> Isolation:
+        """The same layout with its tensors on another device or in other memory."""
+        cu_q, kind, prefix = (change(tensor) for tensor in (self.cu_q_N1, self.kind_N, self.prefix_T))
+        cu_k = cu_q if self.cu_k_N1 is self.cu_q_N1 else change(self.cu_k_N1)
+        return replace(self, cu_q_N1=cu_q, cu_k_N1=cu_k, kind_N=kind, prefix_T=prefix)
 
 
 def self_isolation(segments_BS: np.ndarray, *, causal: bool, prefix_BS: np.ndarray | None = None,

@@ -108,6 +108,10 @@ class TrainConfig(Config):
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
     """bf16 and fp16 multiply in 16 bits and keep weights, optimizer state, norms, RoPE, softmax and loss in 32. auto: bf16
     where the processor multiplies it natively, else fp32. fp16 scales the loss and can overflow: it is here for comparison."""
+    loss_scale: float = Field(65536.0, ge=1.0)
+    """fp16: the loss is multiplied by this at first; halved when a gradient overflows, doubled after 1,000 good steps. 1: never."""
+    fp8: bool = False
+    """Multiply the layers' matrices in 8 bits, scaled by row (torchao), on a GPU of compute capability 8.9 or more; with bf16."""
     micro_rows: int | None = Field(None, ge=1)
     """Rows per forward pass; gradients of a batch's parts are added up. Default: as many as hold about 16k tokens."""
     loss_chunk_tokens: int = Field(2048, ge=1)
@@ -131,6 +135,12 @@ class TrainConfig(Config):
     """Steps between saved states. Saving goes on beside training."""
     keep_states: int = Field(2, ge=1)
     """Saved states kept; the newest that reads back well is resumed from."""
+    exports: tuple[int, ...] = ()
+    """Steps after which a plain Hugging Face checkpoint is written to exports/step-…, beside the one at the end."""
+    export_every: int | None = Field(None, ge=1)
+    """Steps between such checkpoints."""
+    export_every_tokens: int | None = Field(None, ge=1)
+    """Tokens between such checkpoints: one after the step that reaches each multiple."""
     log_every: int = Field(1, ge=1)
     """Steps between lines in metrics.jsonl."""
     wandb: bool = False
@@ -157,6 +167,8 @@ class TrainConfig(Config):
         known = self.trainable in ("all", "embeddings", "new-rows", "head")
         if not known and not self.trainable.startswith(("layers:", "re:")):
             raise ValueError("trainable must be all, embeddings, new-rows, head, layers:FIRST-LAST or re:PATTERN")
+        if self.fp8 and self.precision not in ("auto", "bf16"):
+            raise ValueError("fp8 goes with precision bf16 or auto")
         if self.schedule_tokens is not None and self.schedule_offset + self.tokens > self.schedule_tokens:
             raise ValueError("schedule_offset + tokens must not exceed schedule_tokens")
         return self

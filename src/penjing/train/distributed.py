@@ -1,8 +1,6 @@
 """Many processes, one run: who holds what, and the few sums they need of each other.
 
-The order in which a model is treated is torchtitan's: tensor parallel, activation checkpointing, compile, FSDP2. Tensor
-parallelism needs no table of its own: a matrix whose rows are heads or FFN places is cut by rows, one whose columns are, by
-columns, and the Family's axes say which is which.
+The order in which a model is treated is torchtitan's: pipeline, tensor parallel, activation checkpointing, compile, FSDP2.
 """
 
 from __future__ import annotations
@@ -22,8 +20,6 @@ from torch import nn
 
 from penjing.errors import ConfigError, fault
 from penjing.train.config import ParallelConfig, TrainConfig
-
-_UNITS = ("ffn", "head", "kv_head", "cross_head")
 
 
 @dataclass(frozen=True)
@@ -185,37 +181,8 @@ def speed_up(model: nn.Module, config: TrainConfig) -> None:
             layer.compile()
 
 
-def cut_tensors(model: Any, world: World) -> None:
-    """Tensor parallelism from the Family's axes; ConfigError where a unit does not divide."""
-    ways = world.parallel.tensor
-    if ways == 1:
-        return
-    from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
-
-    from penjing.models.family import of
-
-    config = model.config.to_dict()
-    family = of(config)
-    for unit in ("heads", "kv_heads", "ffn"):
-        if family.sizes(config).get(unit, ways) % ways:
-            raise ConfigError(fault("tensor parallelism does not divide the model", where="parallel.tensor", found=ways,
-                                    expected=f"a divisor of {family.sizes(config)[unit]} {unit}"))
-    modules = dict(model.named_modules())
-    plan: dict[str, Any] = {}
-    for name, tensor in family.tensors(config).items():
-        owner = name.removesuffix(".weight")
-        if tensor.kind != "linear" or tensor.stack is None or owner not in modules or len(tensor.axes) != 2:
-            continue
-        rows, columns = (_cuttable(label) for label in tensor.axes)
-        if rows and "+" in tensor.axes[0]:
-            raise ConfigError(fault("tensor parallelism cannot cut a matrix that holds several, one after the other",
-                                    where="parallel.tensor", found=f"{name}: {tensor.axes[0]}"))
-        if rows or columns:
-            plan[owner] = ColwiseParallel() if rows else RowwiseParallel()
-    parallelize_module(model, world.mesh["tensor"], plan)
-
-
-def shard(model: nn.Module, objective: nn.Module, world: World, config: TrainConfig, product: torch.dtype | None) -> None:
+def shard(model: nn.Module, root: nn.Module, world: World, config: TrainConfig, product: torch.dtype | None, *,
+          placement: Callable[[nn.Parameter], Any]) -> None:
     """FSDP2 over every layer and then the rest; with copies (HSDP) where `replicate` says so."""
     if world.copies == 1:
         return
@@ -225,19 +192,14 @@ def shard(model: nn.Module, objective: nn.Module, world: World, config: TrainCon
     policy = MixedPrecisionPolicy(param_dtype=product, reduce_dtype=torch.float32)
     again = world.parallel.reshard_after_forward
     for layer in layers_of(model):
-        fully_shard(layer, mesh=mesh, mp_policy=policy, reshard_after_forward=again)
-    fully_shard(objective, mesh=mesh, mp_policy=policy, reshard_after_forward=False)
+        fully_shard(layer, mesh=mesh, mp_policy=policy, reshard_after_forward=again, shard_placement_fn=placement)
+    fully_shard(root, mesh=mesh, mp_policy=policy, reshard_after_forward=False, shard_placement_fn=placement)
 
 
 def whole(tensor: torch.Tensor) -> torch.Tensor:
     """A parameter of any layout as one plain tensor on the processor; all processes must call it."""
     full = tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
     return full.detach().to("cpu")
-
-
-def _cuttable(label: str) -> bool:
-    factors = {factor.strip().rsplit(".", 1)[-1] for term in label.split("+") for factor in term.split("*")}
-    return bool(factors & set(_UNITS))
 
 
 def _recomputed(forward: Callable[..., Any], *, selective: bool) -> Callable[..., Any]:

@@ -92,15 +92,26 @@ def main() -> None:
     die_with_parent()
     given = sys.argv[1]
     spec = json.loads(given if given.lstrip().startswith("{") else Path(given).read_text(encoding="utf-8"))
+    if os.environ.get("RANK", "0") == "0":
+        (Path(spec["out"]) / "state" / "fault.txt").unlink(missing_ok=True)
     try:
         lookup.attribute(spec.get("work", WORK), what="worker")(spec)
     except PenjingError as error:
-        if os.environ.get("RANK", "0") == "0":
-            place = Path(spec["out"]) / "state" / "fault.txt"
-            place.parent.mkdir(parents=True, exist_ok=True)
-            place.write_text(str(error), encoding="utf-8")
-            print(error, file=sys.stderr, flush=True)
+        _tell(Path(spec["out"]) / "state" / "fault.txt", error)
         os._exit(error.exit_code)  # the others may be waiting in a collective: leave without saying goodbye
+
+
+def _tell(place: Path, error: PenjingError) -> None:
+    """Say a fault once: the main process at once, another only when the main process has none."""
+    rank = os.environ.get("RANK", "0")
+    if rank != "0":
+        time.sleep(1.0)
+        if place.is_file():
+            return
+    place.parent.mkdir(parents=True, exist_ok=True)
+    text = str(error) if rank == "0" else f"process {rank}: {error}"
+    place.write_text(text, encoding="utf-8")
+    print(text, file=sys.stderr, flush=True)
 
 
 if __name__ == "__main__":

@@ -12,6 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from penjing.errors import ConfigError, fault
+
 
 class RMSNorm(torch.autograd.Function):
     """x / rms(x) * weight, computed in fp32 (fp64 if x is), given in `kind`."""
@@ -45,6 +47,33 @@ def lighten(model: nn.Module, *, product: torch.dtype | None) -> int:
         if type(module).__name__.endswith("RMSNorm") and eps is not None and _same(module, eps):
             module.forward = _forward(module, float(eps), product)
             count += 1
+    return count
+
+
+def multiply_in_8_bits(model: Any, device: torch.device) -> int:
+    """Let every matrix in the layers be multiplied in fp8, scaled by row; gives how many. The ends of the model stay as they are.
+
+    ConfigError without torchao or a GPU that can.
+    """
+    able = device.type == "cuda" and torch.cuda.get_device_capability(device) >= (8, 9)
+    if not able:
+        found = torch.cuda.get_device_name(device) if device.type == "cuda" else "a processor"
+        raise ConfigError(fault("this device does not multiply in 8 bits", where="fp8", found=found,
+                                expected="a GPU of compute capability 8.9 or more (L40S, H100, H200, B200)", fix="set fp8: false"))
+    try:
+        from torchao.float8 import Float8LinearConfig, convert_to_float8_training
+    except ImportError as error:
+        raise ConfigError(fault("fp8 is asked for and torchao is not installed", where="fp8", fix="pip install torchao")) from error
+    from penjing.train.distributed import layers_of
+
+    recipe, count = Float8LinearConfig.from_recipe_name("rowwise"), 0
+
+    def fits(module: nn.Module, _: str) -> bool:  # the kernels want multiples of 16
+        return isinstance(module, nn.Linear) and module.in_features % 16 == 0 and module.out_features % 16 == 0
+
+    for layer in layers_of(model):
+        count += sum(fits(module, name) for name, module in layer.named_modules())
+        convert_to_float8_training(layer, config=recipe, module_filter_fn=fits)
     return count
 
 

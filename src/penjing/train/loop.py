@@ -22,12 +22,11 @@ from penjing import console
 from penjing.contract import Job
 from penjing.errors import ConfigError, GateError, InputError, Interrupted, fault
 from penjing.files import canonical_json, disk_faults, hash_text, read_json, write_json
-from penjing.train import distributed, exporting, metrics, model, optim, pipeline, shards, state
+from penjing.train import distributed, exporting, light, metrics, model, optim, pipeline, shards, state, tensor
 from penjing.train.config import TrainConfig
 from penjing.train.feed import Part, Place, Step, StreamLike, ahead, prepare_step
 from penjing.train.guard import Guard, keep_batch
 from penjing.train.held_out import HeldOut, bits_per_byte, denoiser_losses
-from penjing.train.light import lighten
 from penjing.train.loss import Losses
 from penjing.train.memory import keep_freed_memory
 from penjing.train.schedule import learning_rate
@@ -101,7 +100,8 @@ class Run:
         if self.device.type == "cpu" and not config.compile:
             keep_freed_memory()
             for one in (*self.models.values(), *([taught] if taught is not None else [])):
-                lighten(one, product=product)
+                light.lighten(one, product=product)
+        self.partial_names: set[str] = set()
         self.objective: Any = self._assemble(taught, product)
         named = {name: parameter for one in self.models.values() for name, parameter in one.named_parameters()}
         self.parameters = {name: named[name] for name in chosen if name in named}
@@ -136,7 +136,7 @@ class Run:
         """Since the last point of the curve."""
         self.tail = metrics.Tally(len(self.sources))
         """Over the last twentieth of the run."""
-        self.loss_scale = 65536.0 if self.precision == "fp16" else 1.0
+        self.loss_scale = config.loss_scale if self.precision == "fp16" else 1.0
         self._good_since_scale = 0
         self._stop = False
 
@@ -203,9 +203,12 @@ class Run:
             root: nn.Module = objective
             if world.parallel.pipeline > 1:
                 root = stages[number] = pipeline.Stage(objective, first=number == 0, last=last, wire=wire)
-            distributed.cut_tensors(one, world)
+            if config.fp8:
+                light.multiply_in_8_bits(one, self.device)
+            self.partial_names |= tensor.cut(one, world)
             distributed.speed_up(one, config)
-            distributed.shard(one, root, world, config, product)
+            distributed.shard(one, root, world, config, product,
+                              placement=tensor.placement_of(world.parallel.shard * world.parallel.context))
         if not stages:
             return root
         return pipeline.Pipeline(stages, world, next(iter(self.models.values())).config.hidden_size, wire)  # type: ignore[union-attr, arg-type]
@@ -216,8 +219,19 @@ class Run:
         if self.world.size > 1:
             weights = exporting.gather(self.models, self.world)
         if self.world.is_main:
+            made = self.out / "state" / "export.tmp" if out != self.out else out
             with disk_faults(out):
-                exporting.export(self.models[0], out, source=self.checkpoint, weights=weights)
+                shutil.rmtree(self.out / "state" / "export.tmp", ignore_errors=True)
+                exporting.export(self.models[0], made, source=self.checkpoint, weights=weights)
+                if made != out:
+                    shutil.rmtree(out, ignore_errors=True)
+                    out.parent.mkdir(exist_ok=True)
+                    made.rename(out)
+
+    def _export_is_due(self, batch: Step) -> bool:
+        config, every = self.config, self.config.export_every_tokens
+        return (self.step in config.exports or (config.export_every is not None and self.step % config.export_every == 0)
+                or (every is not None and self.tokens // every > (self.tokens - batch.real_tokens) // every))
 
     def _stretch(self, bar: console.Bar) -> None:
         """Steps from the cursor on, until the end or a roll-back."""
@@ -227,6 +241,8 @@ class Run:
             for batch in feed:
                 if not self._one(batch, clock, bar):
                     return
+                if self._export_is_due(batch):
+                    self._export(self.out / "exports" / f"step-{self.step:08d}")
                 clock = time.perf_counter()
                 if self.tokens >= self.config.tokens:
                     return
@@ -248,7 +264,8 @@ class Run:
                 self.saver.wait()
 
     def _prepare(self, index: int) -> Step:
-        return prepare_step(self.stream, index, micro_rows=self.config.micro_rows, state=self.shares, place=self.place)
+        return prepare_step(self.stream, index, micro_rows=self.config.micro_rows, state=self.shares, place=self.place,
+                            pin=self.device.type == "cuda")
 
     def _one(self, batch: Step, clock: float, bar: console.Bar) -> bool:
         """One step; False when the run was rolled back and the feed must start over."""
@@ -285,8 +302,11 @@ class Run:
                 tally.add(part, losses.nll_T)
         except RuntimeError as error:
             if _is_out_of_memory(error):
-                raise ConfigError(_out_of_memory(self.step, batch.parts[0].targets.shape[0])) from error
+                raise ConfigError(_out_of_memory(self.config, self.step, batch.parts[0].targets)) from error
             raise
+        partial = {name: self.parameters[name] for name in self.partial_names if name in self.parameters}
+        if partial:
+            tensor.join(dict(sorted(partial.items())), self.world)
         if self.twins:
             pipeline.join_twins(self.twins, self.world.ends_group)
         norm = float(self.world.join_norms(optim.gradient_norm(self.own.values()))) / self.loss_scale
@@ -317,7 +337,7 @@ class Run:
         optim.set_learning_rate(self.optimizer, lr)
         self.optimizer.step()
         self.updates += 1
-        if self.precision == "fp16":
+        if self.precision == "fp16" and self.config.loss_scale > 1:
             self._good_since_scale += 1
             if self._good_since_scale >= 1000:
                 self.loss_scale, self._good_since_scale = min(self.loss_scale * 2, 2.0**24), 0
@@ -455,16 +475,23 @@ def _is_out_of_memory(error: BaseException | None) -> bool:
     return False
 
 
-def _out_of_memory(step: int, rows: int) -> str:
-    fix = "set recompute: full, a smaller loss_chunk_tokens, or more parallel.shard"
-    if rows > 1:
-        fix = f"set micro_rows: {rows // 2} (the result is the same but for rounding), or recompute: full"
-    return fault("out of memory", where=f"step {step}", found=f"{rows} rows in one forward pass", fix=fix)
+def _out_of_memory(config: TrainConfig, step: int, targets_BS: torch.Tensor) -> str:
+    """What to change and by how much, the cheapest first; none of it changes the result but for rounding."""
+    rows, length = targets_BS.shape
+    ways = config.parallel
+    fixes = [f"micro_rows: {rows // 2}"] if rows > 1 and ways.pipeline == 1 else []
+    fixes += ["recompute: full"] if config.recompute != "full" else []
+    fixes += [f"loss_chunk_tokens: {config.loss_chunk_tokens // 4}"] if config.loss_chunk_tokens >= 1024 and rows == 1 else []
+    fixes += [f"parallel.shard: {2 * ways.shard} on twice the processes"]
+    fixes += [f"parallel.context: {2 * ways.context} on twice the processes"] if rows == 1 else []
+    return fault("out of memory", where=f"step {step}", found=f"{rows} row{'s' if rows > 1 else ''} of {length} tokens in one "
+                 "forward pass", fix=f"set {', or else '.join(fixes)}")
 
 
 def _identity_of(config: TrainConfig) -> dict[str, Any]:
     """Settings that decide the result; how often to log or save, and the layout, do not."""
-    free = {"save_every", "keep_states", "log_every", "wandb", "threads", "parallel", "compile", "recompute"}
+    free = {"save_every", "keep_states", "log_every", "wandb", "threads", "parallel", "compile", "recompute", "exports",
+            "export_every", "export_every_tokens"}
     return config.model_dump(mode="json", exclude=free)
 
 

@@ -41,8 +41,9 @@ def choose_trainable(model: nn.Module, config: TrainConfig) -> dict[str, nn.Para
 def build_optimizer(chosen: dict[str, nn.Parameter], config: TrainConfig) -> torch.optim.AdamW:
     """AdamW with decay on tensors of two or more dimensions only, one group per (decay, device mesh)."""
     groups: dict[tuple[bool, object], list[nn.Parameter]] = {}
-    for parameter in chosen.values():
-        decays = parameter.ndim >= 2 and config.trainable != "new-rows"
+    for name, parameter in chosen.items():
+        # A bias in several parts has two dimensions when it is cut over processes.
+        decays = parameter.ndim >= 2 and not name.endswith(".bias") and config.trainable != "new-rows"
         groups.setdefault((decays, getattr(parameter, "device_mesh", None)), []).append(parameter)
     parts = [{"params": parameters, "weight_decay": config.weight_decay if decays else 0.0}
              for (decays, _), parameters in groups.items()]

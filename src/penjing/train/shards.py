@@ -7,7 +7,6 @@ read by any other layout, one process included, and a state of one process by an
 from __future__ import annotations
 
 import contextlib
-import errno
 import json
 import shutil
 import threading
@@ -15,9 +14,11 @@ import time
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
+from torch.distributed.tensor import DTensor
 
-from penjing import console
+from penjing.errors import InputError, fault
 from penjing.train import state
 from penjing.train.distributed import World
 
@@ -30,6 +31,7 @@ class ShardSaver:
         self.stalled_s = 0.0
         self._future: Any = None
         self._sealing: threading.Thread | None = None
+        self._broken: BaseException | None = None
 
     def save(self, step: int, tensors: dict[str, Tensor], facts: dict[str, Any], *, wait: bool = False) -> None:
         """Stage `tensors` now, write in the background."""
@@ -61,25 +63,57 @@ class ShardSaver:
             self._sealing.join()
         else:
             with contextlib.suppress(OSError):  # reported by the main process
-                self._future.result()
+                _result(self._future)
         self._future, self._sealing = None, None
         self.world.barrier()
+        if self._broken is not None:
+            broken, self._broken = self._broken, None
+            raise broken
 
     def _seal(self, future: Any, step: int, facts: dict[str, Any]) -> None:
         final, temporary = self.folder / f"step-{step:08d}", self.folder / f"step-{step:08d}.tmp"
         try:
-            future.result()
+            _result(future)
             state.commit(temporary, final, facts)
             state.prune(self.folder, self.keep)
         except OSError as error:
-            shutil.rmtree(temporary, ignore_errors=True)
-            reason = "the disk is full" if error.errno in (errno.ENOSPC, errno.EDQUOT) else str(error)
-            console.say(f"  state of step {step} could not be saved ({reason}); older states are kept, training goes on")
+            state.give_up(temporary, step, error)
+        except Exception as error:  # a bug: raised where training waits for the thread
+            self._broken = error
+
+
+def _result(future: Any) -> None:
+    """Wait for a distributed save; OSError when a process could not write, RuntimeError when something else went wrong."""
+    from torch.distributed.checkpoint.api import CheckpointException
+
+    try:
+        future.result()
+    except CheckpointException as error:
+        causes = [cause for cause, _ in error.failures.values()]
+        disk = [cause for cause in causes if isinstance(cause, OSError)]
+        raise (disk[0] if disk else RuntimeError(str(error))) from error
 
 
 def read(path: Path, tensors: dict[str, Tensor], *, alone: bool) -> None:
-    """Fill `tensors`, sharded or whole, from a state of any layout."""
+    """Fill `tensors`, sharded or whole, from a state of any layout; InputError when one is missing."""
     import torch.distributed.checkpoint as dcp
     from torch.distributed.checkpoint import HuggingFaceStorageReader
+    from torch.distributed.tensor import distribute_tensor
 
-    dcp.load(dict(tensors), storage_reader=HuggingFaceStorageReader(str(path)), no_dist=alone)
+    reader = HuggingFaceStorageReader(str(path))
+    listed: dict[str, Any] = dict(reader.read_metadata().state_dict_metadata)
+    missing = sorted(set(tensors) - set(listed))
+    if missing:
+        raise InputError(fault("the saved state lacks a tensor", where=path, found=f"no '{missing[0]}'",
+                               fix="the settings of what is trained have changed; start in a new directory"))
+    targets = dict(tensors)
+    seen_otherwise = {name for name, tensor in tensors.items() if tuple(listed[name].size) != tuple(tensor.shape)}
+    for name in seen_otherwise:  # cut by parts (tensor.py) in one layout and not in the other: read whole
+        targets[name] = torch.empty(tuple(listed[name].size), dtype=tensors[name].dtype)
+    dcp.load(targets, storage_reader=HuggingFaceStorageReader(str(path)), no_dist=alone)
+    for name in sorted(seen_otherwise):
+        live = tensors[name]
+        whole = targets[name].view(live.shape)
+        if isinstance(live, DTensor):
+            whole = distribute_tensor(whole.to(live.device), live.device_mesh, live.placements, src_data_rank=None)
+        live.copy_(whole)

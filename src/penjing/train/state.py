@@ -12,6 +12,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import re
 import shutil
 import threading
 from collections.abc import Callable
@@ -84,10 +85,17 @@ def set_optimizer_step(optimizer: torch.optim.Optimizer, parameters: dict[str, t
 
 
 def write_whole(path: Path, tensors: dict[str, Tensor]) -> None:
-    """All tensors of one process into `path`, flushed to the disk."""
+    """All tensors of one process into `path`, flushed to the disk. OSError when it cannot be written."""
+    from safetensors import SafetensorError
     from safetensors.torch import save_file
 
-    save_file(tensors, str(path / TENSORS))
+    try:
+        save_file(tensors, str(path / TENSORS))
+    except SafetensorError as error:  # the library keeps the system's error in its text only
+        code = re.search(r"os error (\d+)", str(error))
+        if code is None:
+            raise
+        raise OSError(int(code[1]), os.strerror(int(code[1])), str(path)) from error
     with (path / TENSORS).open("rb") as file:
         os.fsync(file.fileno())
 
@@ -113,6 +121,7 @@ class Saver:
         self.keep = keep
         self._write = write
         self._thread: threading.Thread | None = None
+        self._broken: BaseException | None = None
         self.stalled_s = 0.0
         """Seconds training has waited for saving."""
 
@@ -131,10 +140,13 @@ class Saver:
         self.stalled_s += time.perf_counter() - started
 
     def wait(self) -> None:
-        """Until nothing is being written."""
+        """Until nothing is being written. Raises what went wrong beside the disk."""
         if self._thread is not None:
             self._thread.join()
             self._thread = None
+        if self._broken is not None:
+            broken, self._broken = self._broken, None
+            raise broken
 
     def _commit(self, step: int, tensors: dict[str, Tensor], facts: dict[str, Any]) -> None:
         final = self.folder / f"step-{step:08d}"
@@ -144,12 +156,11 @@ class Saver:
             temporary.mkdir(parents=True)
             self._write(temporary, tensors)
             commit(temporary, final, facts)
+            prune(self.folder, self.keep)
         except OSError as error:
-            shutil.rmtree(temporary, ignore_errors=True)
-            reason = "the disk is full" if error.errno in (errno.ENOSPC, errno.EDQUOT) else str(error)
-            console.say(f"  state of step {step} could not be saved ({reason}); older states are kept, training goes on")
-            return
-        prune(self.folder, self.keep)
+            give_up(temporary, step, error)
+        except Exception as error:  # a bug: raised where training waits for the thread
+            self._broken = error
 
 
 def commit(temporary: Path, final: Path, facts: dict[str, Any]) -> None:
@@ -159,6 +170,14 @@ def commit(temporary: Path, final: Path, facts: dict[str, Any]) -> None:
     shutil.rmtree(final, ignore_errors=True)
     temporary.rename(final)
     _sync_folder(final.parent)
+
+
+def give_up(temporary: Path, step: int, error: OSError) -> None:
+    """Say that a state could not be saved and clear away what there is of it; older ones stay."""
+    shutil.rmtree(temporary, ignore_errors=True)
+    full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+    reason = "the disk is full" if full else str(error)
+    console.say(f"  state of step {step} could not be saved ({reason}); older states are kept, training goes on")
 
 
 def prune(folder: Path, keep: int) -> None:
