@@ -17,6 +17,7 @@ import pyarrow.compute as pc
 
 from penjing.data.kernels import grams as gram_kernel
 from penjing.data.kernels import to_column, views
+from penjing.data.kernels.assemble import assemble
 from penjing.data.kernels.words import Words
 from penjing.data.measures import edits, measure
 from penjing.data.measures.facts import Facts, PhraseLists
@@ -127,9 +128,9 @@ def apply(facts: Facts, rules: RuleSet, *, stats: Mapping[str, npt.NDArray[np.fl
         fired[only] |= late_only & alive
     _count_documents(documents, fired, drops, sizes, result)
     result.keep = ~fired[drops].any(0) if len(documents) else result.keep
+    causes = np.argmax(fired & drops[:, None], axis=0) if len(documents) else np.zeros(len(langs), np.int64)
     for row in np.flatnonzero(~result.keep).tolist():
-        index = next(i for i in range(len(documents)) if drops[i] and fired[i, row])
-        rule = documents[index]
+        rule = documents[causes[row]]
         result.rule[row] = rule.id
         result.value[row] = known[rule.measures[langs[row]]][row]
         result.bound[row] = rule.bound_text(langs[row])
@@ -279,32 +280,17 @@ class _Cutter:
 
     def texts(self, inside: npt.NDArray[np.int64]) -> pa.Array:
         """All texts of the batch, those of `inside` put together anew; no more than one blank line stays where lines were cut."""
-        lines = self.facts.lines
-        new: list[str] = []
-        whole = self.facts.data.tobytes()
-        blank = ~self.facts.filled
-        for row in inside.tolist():
-            parts: list[str] = []
-            gap = False
-            for line in range(int(lines.first[row]), int(lines.first[row + 1])):
-                if self.cut[line]:
-                    gap = True
-                    continue
-                if line in self._edited or line in self._pieces:
-                    text = self._current(line).rstrip()
-                    if not text.strip():
-                        gap = True
-                        continue
-                else:
-                    text = whole[lines.starts[line] : lines.ends[line]].decode("utf-8")
-                if blank[line] and gap and (not parts or not parts[-1].strip()):
-                    continue
-                parts.append(text)
-                if not blank[line]:
-                    gap = False
-            new.append("\n".join(parts).strip("\n"))
+        gone = self.cut.copy()
+        replaced: list[int] = []
+        new: list[bytes] = []
+        for line in sorted({*self._pieces, *self._edited}):
+            text = self._current(line).rstrip()
+            if text:
+                replaced.append(line)
+                new.append(text.encode())
+            else:
+                gone[line] = True
+        made = to_column(*assemble(self.facts.data, self.facts.lines, inside, gone, np.array(replaced, np.int64), new))
         mask = np.zeros(len(self.result.texts), bool)
         mask[self.rows[inside]] = True
-        return pc.replace_with_mask(self.result.texts, pa.array(mask), pa.array(new, pa.large_string()))
-
-
+        return pc.replace_with_mask(self.result.texts, pa.array(mask), made)

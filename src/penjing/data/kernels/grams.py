@@ -39,7 +39,8 @@ def grams(data: Bytes, offsets: Offsets, words: Words, wanted: npt.NDArray[np.ui
         size *= 2
     _grams(data, offsets, words.lengths, words.hashes, words.first, wanted, result,
            np.zeros(size, np.uint64), np.zeros(size, np.int32), np.empty(longest, np.uint64), np.empty(longest, np.int32),
-           np.empty(longest, np.uint64), np.empty(longest, np.int32), np.zeros(LIMIT, np.int32))
+           np.empty(longest, np.uint64), np.empty(longest, np.int32), np.empty(longest, np.int32),
+           np.zeros(size // 4 + 1, np.uint64), np.zeros(LIMIT, np.int32))
     return result
 
 
@@ -61,7 +62,8 @@ def _room(number):
 
 
 @njit(cache=True, nogil=True)
-def _grams(data, offsets, lengths, hashes, first, wanted, result, keys, counts, rolled, slots, points, spans, tally):
+def _grams(data, offsets, lengths, hashes, first, wanted, result, keys, counts, rolled, slots, points, spans, places, seen,
+           tally):
     prime = np.uint64(0x9E3779B97F4A7C15)
     for document in range(len(offsets) - 1):
         begin = first[document]
@@ -71,25 +73,39 @@ def _grams(data, offsets, lengths, hashes, first, wanted, result, keys, counts, 
         if want & UNIQUE and number:
             for index in range(min(number, FIRST_WORDS)):
                 rolled[index] = hashes[begin + index]
-            row[9], row[10], _ = _count(rolled, min(number, FIRST_WORDS), keys, counts, slots)
+            row[9], row[10] = _count(rolled, min(number, FIRST_WORDS), keys, counts)
         if want & (TOP | REPEATED):
+            # Only where both (n - 1)-grams of an n-gram were repeated can the n-gram be: `places` holds those positions.
             for index in range(number):
                 rolled[index] = hashes[begin + index]
                 spans[index] = lengths[begin + index]
+            size = max(0, number - 1)
+            for index in range(size):
+                rolled[index] = mix(rolled[index] * prime + hashes[begin + index + 1])
+            left = _candidates(rolled, size, seen, places)
             for n in range(2, 11 if want & REPEATED else 5):
                 size = number - n + 1
                 if size <= 0:
                     break
-                for index in range(size):
-                    rolled[index] = mix(rolled[index] * prime + hashes[begin + index + n - 1])
-                    spans[index] += lengths[begin + index + n - 1]
+                if n > 2:
+                    left = _narrow(places, left, size)
+                    for place in range(left):
+                        index = places[place]
+                        rolled[index] = mix(rolled[index] * prime + hashes[begin + index + n - 1])
+                        spans[index] += lengths[begin + index + n - 1]
+                else:
+                    for place in range(left):
+                        index = places[place]
+                        spans[index] += lengths[begin + index + 1]
+                most = _tally(rolled, places, left, keys, counts, slots)
                 if n <= 4:
                     if want & TOP:
-                        row[n - 2] = _top(rolled, size, spans, n, keys, counts, slots)
+                        row[n - 2] = _top(lengths, begin, spans, places, left, n, most, counts, slots)
                 else:
-                    row[n - 2] = _repeated(rolled, size, spans, n, keys, counts)
+                    row[n - 2] = _repeated(spans, places, left, n, counts, slots)
                     if row[n - 2] == 0:  # a longer repeat would hold a shorter one
                         break
+                left = _repeats(places, left, counts, slots)
         if not want & (ENTROPY | CHAR_3 | CHAR_10 | CHAR_13):
             continue
         size = 0
@@ -110,17 +126,24 @@ def _grams(data, offsets, lengths, hashes, first, wanted, result, keys, counts, 
             for _ in range(n):
                 power *= prime
             value = np.uint64(0)
-            for index in range(size):
+            for index in range(n - 1):
                 value = value * prime + points[index] + np.uint64(1)
-                if index >= n:
-                    value -= power * (points[index - n] + np.uint64(1))
-                if index >= n - 1:
-                    rolled[index - n + 1] = value
-            distinct, _, seen_before = _count(rolled, size - n + 1, keys, counts, slots)
+            value = value * prime + points[n - 1] + np.uint64(1)
+            rolled[0] = mix(value)
+            for index in range(n, size):
+                value = value * prime + points[index] + np.uint64(1) - power * (points[index - n] + np.uint64(1))
+                rolled[index - n + 1] = mix(value)
+            left = _candidates(rolled, size - n + 1, seen, places)
+            most = _tally(rolled, places, left, keys, counts, slots)
+            distinct_left = 0
+            for place in range(left):
+                if counts[slots[place]] > 0:
+                    distinct_left += 1
+                    counts[slots[place]] = -counts[slots[place]]
             if n == 13:
-                row[column] = seen_before
-            elif seen_before:
-                row[column] = _frequent(size - n + 1, counts, slots, distinct)
+                row[column] = left - distinct_left
+            elif left > distinct_left:
+                row[column] = _frequent(left, counts, slots, size - n + 1 - left + distinct_left, most)
 
 
 @njit(cache=True, nogil=True)
@@ -129,82 +152,156 @@ def _entropy(points, number, tally):
     for index in range(number):
         tally[points[index]] += 1
     entropy = 0.0
+    known = np.zeros(64)
     for index in range(number):
         count = tally[points[index]]
         if count:
-            share = count / number
-            entropy -= share * np.log(share)
+            if count < 64:
+                if known[count] == 0.0:
+                    share = count / number
+                    known[count] = share * np.log(share)
+                entropy -= known[count]
+            else:
+                share = count / number
+                entropy -= share * np.log(share)
             tally[points[index]] = 0
     return entropy
 
 
 @njit(cache=True, nogil=True)
-def _count(values, number, keys, counts, slots):
-    """(distinct, entropy in nats, values seen before); leaves counts and slots for the caller."""
+def _count(values, number, keys, counts):
+    """(distinct, entropy in nats) of at most FIRST_WORDS values."""
     size = _room(number)
     counts[:size] = 0
     distinct = 0
     for index in range(number):
-        slot = _find(keys, counts, size - 1, mix(values[index]))
+        key = mix(values[index])
+        slot = _find(keys, counts, size - 1, key)
         if counts[slot] == 0:
-            keys[slot] = mix(values[index])
+            keys[slot] = key
             distinct += 1
         counts[slot] += 1
-        slots[index] = slot
     entropy = 0.0
-    if number <= FIRST_WORDS:
-        for slot in range(size):
-            if counts[slot]:
-                share = counts[slot] / number
+    known = np.zeros(64)
+    for slot in range(size):
+        count = counts[slot]
+        if count:
+            if count < 64:
+                if known[count] == 0.0:
+                    share = count / number
+                    known[count] = share * np.log(share)
+                entropy -= known[count]
+            else:
+                share = count / number
                 entropy -= share * np.log(share)
-    return distinct, entropy, number - distinct
+    return distinct, entropy
 
 
 @njit(cache=True, nogil=True)
-def _top(values, number, spans, n, keys, counts, slots):
+def _candidates(values, number, seen, places):
+    """Fill `places` with the positions of all values that occur twice (and few others), in order; how many.
+
+    Two bits per bucket, eight buckets per value: a bitmap that stays in the nearest cache instead of a table that does not.
+    """
+    bits = 6
+    while 1 << bits < 8 * number:
+        bits += 1
+    words = 1 << (bits - 6)
+    once, twice = seen[:words], seen[words : 2 * words]
+    once[:] = 0
+    twice[:] = 0
+    shift = np.uint64(64 - bits)
+    for index in range(number):
+        bucket = values[index] >> shift
+        word, bit = bucket >> np.uint64(6), np.uint64(1) << (bucket & np.uint64(63))
+        twice[word] |= once[word] & bit
+        once[word] |= bit
+    used = 0
+    for index in range(number):
+        bucket = values[index] >> shift
+        places[used] = index
+        used += int(twice[bucket >> np.uint64(6)] >> (bucket & np.uint64(63)) & np.uint64(1))
+    return used
+
+
+@njit(cache=True, nogil=True)
+def _tally(values, places, number, keys, counts, slots):
+    """Count the values at `places`; `slots` says where in `counts` each one's number stands; the largest number."""
     size = _room(number)
     counts[:size] = 0
     most = 0
-    for index in range(number):
-        slot = _find(keys, counts, size - 1, values[index])
-        keys[slot] = values[index]
+    for place in range(number):
+        value = values[places[place]]
+        slot = _find(keys, counts, size - 1, value)
+        keys[slot] = value
         counts[slot] += 1
-        slots[index] = slot
+        slots[place] = slot
         most = max(most, counts[slot])
-    for index in range(number):
-        if counts[slots[index]] == most:
-            return (spans[index] + n - 1) * most
+    return most
+
+
+@njit(cache=True, nogil=True)
+def _repeats(places, number, counts, slots):
+    """Leave in `places` only what occurs twice."""
+    used = 0
+    for place in range(number):
+        places[used] = places[place]
+        used += abs(counts[slots[place]]) > 1
+    return used
+
+
+@njit(cache=True, nogil=True)
+def _narrow(places, number, size):
+    """Leave in `places` what is below `size` and is followed by its neighbour."""
+    used = 0
+    for place in range(number - 1):
+        index = places[place]
+        if index < size and places[place + 1] == index + 1:
+            places[used] = index
+            used += 1
+    return used
+
+
+@njit(cache=True, nogil=True)
+def _top(lengths, begin, spans, places, number, n, most, counts, slots):
+    """Characters in the most frequent n-gram, the first one among equals."""
+    if most < 2:
+        total = 0
+        for index in range(n):
+            total += lengths[begin + index]
+        return total + n - 1
+    for place in range(number):
+        if counts[slots[place]] == most:
+            return (spans[places[place]] + n - 1) * most
     return 0
 
 
 @njit(cache=True, nogil=True)
-def _repeated(values, number, spans, n, keys, counts):
-    size = _room(number)
-    counts[:size] = 0
-    repeated, index = 0, 0
-    while index < number:
-        slot = _find(keys, counts, size - 1, values[index])
-        if counts[slot]:
+def _repeated(spans, places, number, n, counts, slots):
+    """Characters in n-grams seen before, moving on by n words after each; leaves counts negative where seen."""
+    repeated, following = 0, 0
+    for place in range(number):
+        index, slot = places[place], slots[place]
+        if index < following:
+            continue
+        if counts[slot] < 0:
             repeated += spans[index]
-            index += n
+            following = index + n
         else:
-            keys[slot], counts[slot] = values[index], 1
-            index += 1
+            counts[slot] = -counts[slot]
     return repeated
 
 
 @njit(cache=True, nogil=True)
-def _frequent(number, counts, slots, distinct):
-    """Occurrences of the int(sqrt(distinct)) most frequent grams, those that occur once not counted."""
+def _frequent(number, counts, slots, distinct, most):
+    """Occurrences of the int(sqrt(distinct)) most frequent grams, those that occur once not counted; counts are negative."""
     wanted = int(np.sqrt(distinct))
-    histogram = np.zeros(number + 1, np.int32)
-    most = 1
-    for index in range(number):
-        count = counts[slots[index]]
+    histogram = np.zeros(most + 1, np.int32)
+    for place in range(number):
+        count = -counts[slots[place]]
         if count > 0:
             histogram[count] += 1
-            most = max(most, count)
-            counts[slots[index]] = -count
+            counts[slots[place]] = count
     total = 0
     for count in range(most, 1, -1):
         take = min(wanted, histogram[count])

@@ -7,6 +7,7 @@ prose can leave them alone.
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
 
 import numpy as np
@@ -31,7 +32,7 @@ from penjing.data.kernels.characters import (
     script_classes,
 )
 from penjing.data.kernels.scan import code_point
-from penjing.data.kernels.words import mix
+from penjing.data.kernels.words import mix, rows_of
 
 FACTS = ("characters", "spaces", "han", "kana", "latin", "other_letters", "upper", "digits", "punctuation", "symbols", "garbled",
          "hashes", "ellipses", "parentheses", "braces", "pipes", "bracketed", "url_characters", "tags", "sentences",
@@ -66,11 +67,18 @@ class Lines:
     folded: npt.NDArray[np.uint64]
     """Hash without case, punctuation, spaces and with every digit as 0; 0 when nothing is left."""
     facts: npt.NDArray[np.int32]
+    """[len(FACTS), lines]."""
     first: npt.NDArray[np.int64]
 
     def __getitem__(self, name: str) -> npt.NDArray[np.int32]:
         """One column of the facts."""
-        return self.facts[:, COLUMN[name]]
+        return self.facts[COLUMN[name]]
+
+    def take(self, rows: npt.NDArray[np.int64]) -> Lines:
+        """The lines of some documents."""
+        chosen, first = rows_of(self.first, rows)
+        return Lines(self.starts[chosen], self.ends[chosen], self.begin[chosen], self.end[chosen], self.exact[chosen],
+                     self.folded[chosen], self.facts[:, chosen], first)
 
 
 def lines(data: Bytes, offsets: Offsets) -> Lines:
@@ -78,24 +86,25 @@ def lines(data: Bytes, offsets: Offsets) -> Lines:
     number = int(np.count_nonzero(data == 0x0A)) + len(offsets) - 1
     spans = np.empty((4, number), np.int64)
     exact, folded = np.empty(number, np.uint64), np.empty(number, np.uint64)
-    facts = np.zeros((number, len(FACTS)), np.int32)
+    facts = np.zeros((len(FACTS), number), np.int32)
     first = np.zeros(len(offsets), np.int64)
-    _lines(data, offsets, script_classes(), _marks(), spans[0], spans[1], spans[2], spans[3], exact, folded, facts, first)
+    _lines(data, offsets, _table(), spans[0], spans[1], spans[2], spans[3], exact, folded, facts, first)
     return Lines(spans[0], spans[1], spans[2], spans[3], exact, folded, facts, first)
 
 
-def _marks() -> npt.NDArray[np.uint8]:
-    """Bits per code point: 1 terminal, 2 closing, 4 bullet, 8 upper case."""
+@functools.cache
+def _table() -> npt.NDArray[np.uint8]:
+    """Per code point its script class (4 bits) and, above, bits: 1 terminal, 2 closing, 4 bullet, 8 upper case."""
     table = np.zeros(0x110000, np.uint8)
     for text, bit in ((_TERMINAL, 1), (_CLOSING, 2), (_BULLETS, 4)):
         for character in text:
             table[ord(character)] |= bit
     table[general_categories() == CATEGORIES.index("Lu")] |= 8
-    return table
+    return np.asarray(table << 4 | script_classes(), np.uint8)
 
 
 @njit(cache=True, nogil=True)
-def _lines(data, offsets, classes, marks, starts, ends, begins, stops, exact, folded, facts, first):
+def _lines(data, offsets, table, starts, ends, begins, stops, exact, folded, facts, first):
     line = 0
     for document in range(len(offsets) - 1):
         position, end = offsets[document], offsets[document + 1]
@@ -105,21 +114,21 @@ def _lines(data, offsets, classes, marks, starts, ends, begins, stops, exact, fo
             while stop < end and data[stop] != 0x0A:
                 stop += 1
             starts[line], ends[line] = position, stop
-            row = facts[line]
-            begin, finish = _measure(data, position, stop, classes, marks, row, exact, folded, line)
+            begin, finish, fold = _measure(data, position, stop, table, facts, line)
             begins[line], stops[line] = begin, finish
+            exact[line], folded[line] = _hash(data, position, stop), fold
             if finish - begin >= 3 and (data[begin] == 0x60 or data[begin] == 0x7E):
                 run = 1
                 while begin + run < finish and data[begin + run] == data[begin]:
                     run += 1
                 if run >= 3 and fence == 0:
                     fence, fence_length = data[begin], run
-                    row[_FENCED] = 1
+                    facts[_FENCED, line] = 1
                 elif run >= fence_length and data[begin] == fence:
                     fence = 0
-                    row[_FENCED] = 1
+                    facts[_FENCED, line] = 1
             if fence:
-                row[_FENCED] = 1
+                facts[_FENCED, line] = 1
             line += 1
             if stop >= end:
                 break
@@ -127,12 +136,37 @@ def _lines(data, offsets, classes, marks, starts, ends, begins, stops, exact, fo
         first[document + 1] = line
 
 
+@njit(cache=True, nogil=True, inline="always")
+def _hash(data, start, stop):
+    """Hash of a stretch of bytes, eight at a time; never 0."""
+    value = np.uint64(0xCBF29CE484222325) + np.uint64(stop - start)
+    position = start
+    while position + 8 <= stop:
+        word = np.uint64(0)
+        for step in range(8):
+            word |= np.uint64(data[position + step]) << np.uint64(8 * step)
+        value = mix(value ^ word) * np.uint64(0x9E3779B97F4A7C15)
+        position += 8
+    while position < stop:
+        value = (value ^ np.uint64(data[position])) * np.uint64(0x100000001B3)
+        position += 1
+    return mix(value) | np.uint64(1)
+
+
 @njit(cache=True, nogil=True)
-def _measure(data, start, stop, classes, marks, row, exact, folded, line):
+def _measure(data, start, stop, table, facts, line):
+    """(first byte, byte after the last, folded hash) of the trimmed stretch; its facts go to `facts[:, line]`, which are 0.
+
+    Runs of small Latin letters and of Han are taken in loops of their own: they are nearly all of a text.
+    """
     prime = np.uint64(0x100000001B3)
-    whole = fold = np.uint64(0xCBF29CE484222325)
+    fold = np.uint64(0xCBF29CE484222325)
     position = start
     begin, finish = stop, start
+    characters = spaces = han = kana = latin = other = upper = digits = punctuation = symbols = garbled = 0
+    hashes = ellipses = parens = braces = pipes = bracketed = urls = tags = 0
+    sentence_count = longest = tokens = bits = barest = plain = 0
+    first_point = np.int32(0)
     token, bare, digits_run, groups = 0, 0, 0, 0
     url = bracket = False
     kept = 0
@@ -141,29 +175,97 @@ def _measure(data, start, stop, classes, marks, row, exact, folded, line):
     sentence_open = plain_open = False
     tag = np.int64(-1)
     while position < stop:
+        byte = data[position]
+        if 97 <= byte <= 122:
+            run = position
+            while position < stop and 97 <= data[position] <= 122:
+                fold = (fold ^ np.uint64(data[position])) * prime
+                position += 1
+            number = position - run
+            if begin == stop:
+                begin, first_point = run, np.int32(byte)
+            finish = position
+            tokens += token == 0
+            token += number
+            characters += number
+            bare += number
+            latin += number
+            kept += number
+            sentence_open = plain_open = True
+            digits_run = groups = 0
+            if url:
+                urls += number
+            if bracket:
+                bracketed += number
+            end_point = np.int32(data[position - 1])
+            if number >= 3:
+                last_but_two, last_but_one = np.int32(data[position - 3]), np.int32(data[position - 2])
+                before = last_but_one
+            elif number == 2:
+                last_but_two, last_but_one = last, np.int32(byte)
+                before = np.int32(byte)
+            else:
+                last_but_two, last_but_one = last_but_one, last
+                before = previous
+            last = previous = end_point
+            continue
+        if 0xE4 <= byte <= 0xE9:
+            point, length = code_point(data, position)
+            if table[point] == HAN:
+                if begin == stop:
+                    begin, first_point = position, point
+                if previous == 0x20 and table[before] & 15 == HAN:
+                    bits |= SPACED_HAN
+                url = False
+                tokens += token == 0
+                run = position
+                number = 0
+                while True:
+                    fold = (fold ^ np.uint64(point)) * prime
+                    number += 1
+                    if point == 0x62F7 and previous == 0x65A4 and before == 0x951F:
+                        garbled += 3
+                    before, previous = previous, point
+                    last_but_two, last_but_one, last = last_but_one, last, point
+                    position += 3
+                    if position >= stop or not 0xE4 <= data[position] <= 0xE9:
+                        break
+                    point, length = code_point(data, position)
+                    if table[point] != HAN:
+                        break
+                finish = position
+                token += number
+                characters += number
+                bare += number
+                han += number
+                kept += number
+                sentence_open = plain_open = True
+                digits_run = groups = 0
+                if bracket:
+                    bracketed += number
+                continue
         point, length = code_point(data, position)
-        for step in range(length):
-            whole = (whole ^ np.uint64(data[position + step])) * prime
-        name = classes[point]
-        row[_CHARACTERS] += 1
+        name = table[point] & 15
+        mark = table[point] >> 4
+        characters += 1
         bare += 1
         if url and (name == SPACE or point >= 0x2E80 or point == 0x22 or point == 0x3C or point == 0x3E):
             url = False
         if name == SPACE:
-            row[_SPACES] += 1
+            spaces += 1
+            longest = max(longest, token)
             token = 0
             digits_run = groups = 0
         else:
             if begin == stop:
                 begin = position
-                row[_FIRST] = point
-                if marks[point] & 4:
-                    row[_BITS] |= BULLET
+                first_point = point
+                if mark & 4:
+                    bits |= BULLET
             finish = position + length
             if token == 0:
-                row[_TOKENS] += 1
+                tokens += 1
             token += 1
-            row[_LONGEST] = max(row[_LONGEST], token)
             if name <= LETTER:
                 sentence_open = plain_open = True
                 kept += 1
@@ -171,132 +273,139 @@ def _measure(data, start, stop, classes, marks, row, exact, folded, line):
                 fold = (fold ^ np.uint64(low)) * prime
                 digits_run = groups = 0
                 if name == HAN:
-                    row[_HAN] += 1
-                    if classes[previous] == SPACE and previous == 0x20 and classes[before] == HAN:
-                        row[_BITS] |= SPACED_HAN
+                    han += 1
+                    if previous == 0x20 and table[before] & 15 == HAN:
+                        bits |= SPACED_HAN
                 elif name == LATIN:
-                    row[_LATIN] += 1
+                    latin += 1
                 elif name == KANA:
-                    row[_KANA] += 1
+                    kana += 1
                 else:
-                    row[_OTHER] += 1
-                if marks[point] & 8:
-                    row[_UPPER] += 1
+                    other += 1
+                if mark & 8:
+                    upper += 1
             elif name == DIGIT:
                 sentence_open = plain_open = True
                 kept += 1
-                row[_DIGITS] += 1
+                digits += 1
                 fold = (fold ^ np.uint64(0x30)) * prime
                 if digits_run == 0:
                     groups += 1
                     if groups == 4:
-                        row[_BITS] |= DOTTED
+                        bits |= DOTTED
                 digits_run += 1
                 if digits_run == 11:
-                    row[_BITS] |= LONG_NUMBER
+                    bits |= LONG_NUMBER
             elif name == PUNCTUATION:
-                row[_PUNCT] += 1
+                punctuation += 1
+                barest = max(barest, bare - 1)
                 bare = 0
                 if point == 0x23:
-                    row[_HASHES] += 1
+                    hashes += 1
                 elif point == 0x28 or point == 0x29 or point == 0xFF08 or point == 0xFF09 or point == 0x5D:
-                    row[_PARENS] += 1
+                    parens += 1
                 elif point == 0x5B:
-                    row[_PARENS] += 1
-                    row[_BITS] |= SQUARE
+                    parens += 1
+                    bits |= SQUARE
                 elif point == 0x7B or point == 0x7D:
-                    row[_BRACES] += 1
+                    braces += 1
                 elif point == 0x40:
-                    row[_BITS] |= AT
+                    bits |= AT
                 elif point == 0x3010:
-                    row[_PARENS] += 1
+                    parens += 1
                     bracket = True
                 elif point == 0x3011:
-                    row[_PARENS] += 1
+                    parens += 1
                     bracket = False
                 elif point == 0x2026:
-                    row[_ELLIPSES] += 1
+                    ellipses += 1
                 elif point == 0x2E and previous == 0x2E and before == 0x2E:
-                    row[_ELLIPSES] += 1
+                    ellipses += 1
                     point = np.int32(0)  # the next dot begins a new run of three
+                    mark = table[0] >> 4
                 if point == 0x2F and previous == 0x2F and before == 0x3A and not url:
                     back = position - 2
                     while back > start and 97 <= data[back - 1] | 0x20 <= 122:
                         back -= 1
                     url = True
-                    row[_BITS] |= URL
-                    row[_URLS] += position - back
+                    bits |= URL
+                    urls += position - back
                 elif point == 0x2E and not url and position - start >= 3 and data[position - 1] | 0x20 == 0x77 and \
                         data[position - 2] | 0x20 == 0x77 and data[position - 3] | 0x20 == 0x77:
                     url = True
-                    row[_BITS] |= URL
-                    row[_URLS] += 3
+                    bits |= URL
+                    urls += 3
                 if not (point == 0x2E and digits_run):
                     groups = 0
                 digits_run = 0
             elif name == SYMBOL or name == EMOJI:  # noqa: SIM109
-                row[_SYMBOLS] += 1
+                symbols += 1
                 digits_run = groups = 0
                 if point == 0x7C:
-                    row[_PIPES] += 1
+                    pipes += 1
                 elif point == 0x3C:
-                    row[_BITS] |= CUT_BRACKET
+                    bits |= CUT_BRACKET
                     tag = position
                 elif point == 0x3E and tag >= 0:
                     if position - tag < 200 and _tag_start(data[tag + 1]):
-                        row[_TAGS] += 1
+                        tags += 1
                     tag = np.int64(-1)
             elif name == REPLACEMENT:
-                row[_GARBLED] += 1
+                garbled += 1
             # 锟斤拷 and â€: what UTF-8 read as GBK or as Latin-1 looks like
             if point == 0x62F7 and previous == 0x65A4 and before == 0x951F:
-                row[_GARBLED] += 3
+                garbled += 3
             elif (point == 0x20AC and previous == 0xE2) or (0x80 <= point < 0xC0 and (previous == 0xC3 or previous == 0xC2)):
-                row[_GARBLED] += 2
+                garbled += 2
             if url:
-                row[_URLS] += 1
+                urls += 1
             if bracket and point != 0x3010:
-                row[_BRACKETED] += 1
+                bracketed += 1
             last_but_two, last_but_one, last = last_but_one, last, point if point else np.int32(0x2E)
-        row[_BARE] = max(row[_BARE], bare)
-        if name == PUNCTUATION and marks[point] & 1 and sentence_open:
-            after = position + length
-            if point >= 0x80 or after >= stop or data[after] == 0x20 or data[after] == 0x22 or data[after] == 0x27 or \
-                    data[after] == 0x29 or data[after] >= 0xE2:
-                row[_SENTENCES] += 1
-                sentence_open = False
-        if plain_open and name == PUNCTUATION and marks[point] & 1 and point != 0x2026:
-            after = position + length
-            if point != 0x2E or ((after >= stop or (data[after] != 0x2E and not _wordy(data[after]))) and previous != 0x2E):
-                row[_PLAIN] += 1
-                plain_open = False
+            if name == PUNCTUATION and mark & 1:
+                after = position + length
+                if sentence_open and (point >= 0x80 or after >= stop or data[after] == 0x20 or data[after] == 0x22
+                                      or data[after] == 0x27 or data[after] == 0x29 or data[after] >= 0xE2):
+                    sentence_count += 1
+                    sentence_open = False
+                if plain_open and point != 0x2026 and (point != 0x2E or (
+                        (after >= stop or (data[after] != 0x2E and not _wordy(data[after]))) and previous != 0x2E)):
+                    plain += 1
+                    plain_open = False
         before, previous = previous, point
         position += length
-    if plain_open:
-        row[_PLAIN] += 1
-    if sentence_open:
-        row[_SENTENCES] += 1
-    row[_LAST] = last
-    row[_ENDS] = last == 0x2026 or (last == 0x2E and last_but_one == 0x2E and last_but_two == 0x2E)
-    if marks[last] & 1:
-        row[_TERM] = 2 if last != 0x2026 and finish == stop else 1
-    elif marks[last] & 2 and marks[last_but_one] & 1:
-        row[_TERM] = 1
-    if row[_PIPES] >= 2 and row[_TOKENS] and (row[_FIRST] == 0x7C or row[_PIPES] >= 3):
-        row[_BITS] |= CELLS
-    if begin < finish and _headlike(data, begin, finish, marks):
-        row[_BITS] |= HEADING
-    exact[line] = mix(whole) | np.uint64(1)
-    folded[line] = mix(fold) | np.uint64(1) if kept else np.uint64(0)
+    longest = max(longest, token)
+    barest = max(barest, bare)
+    last_mark, last_mark_but_one = table[last] >> 4, table[last_but_one] >> 4
+    terminal = 0
+    if last_mark & 1:
+        terminal = 2 if last != 0x2026 and finish == stop else 1
+    elif last_mark & 2 and last_mark_but_one & 1:
+        terminal = 1
+    if pipes >= 2 and tokens and (first_point == 0x7C or pipes >= 3):
+        bits |= CELLS
+    if begin < finish and _headlike(data, begin, finish, table):
+        bits |= HEADING
+    if characters:
+        facts[_CHARACTERS, line], facts[_SPACES, line], facts[_HAN, line], facts[_KANA, line] = characters, spaces, han, kana
+        facts[_LATIN, line], facts[_OTHER, line], facts[_UPPER, line], facts[_DIGITS, line] = latin, other, upper, digits
+        facts[_PUNCT, line], facts[_SYMBOLS, line], facts[_GARBLED, line] = punctuation, symbols, garbled
+        facts[_HASHES, line], facts[_ELLIPSES, line], facts[_PARENS, line] = hashes, ellipses, parens
+        facts[_BRACES, line], facts[_PIPES, line], facts[_BRACKETED, line] = braces, pipes, bracketed
+        facts[_URLS, line], facts[_TAGS, line], facts[_SENTENCES, line] = urls, tags, sentence_count + sentence_open
+        facts[_LONGEST, line], facts[_TOKENS, line], facts[_FIRST, line], facts[_LAST, line] = longest, tokens, first_point, last
+        facts[_ENDS, line] = last == 0x2026 or (last == 0x2E and last_but_one == 0x2E and last_but_two == 0x2E)
+        facts[_TERM, line], facts[_BITS, line], facts[_BARE, line] = terminal, bits, barest
+        facts[_PLAIN, line] = plain + plain_open
     if finish < begin:
         begin = finish = start
-    return begin, finish
+    return begin, finish, mix(fold) | np.uint64(1) if kept else np.uint64(0)
 
 
 @njit(cache=True, nogil=True)
-def _headlike(data, begin, finish, marks):
+def _headlike(data, begin, finish, table):
     point, length = code_point(data, begin)
-    if marks[point] & 12 == 4 or point == 0x23 or point == 0x2B or point == 0x3E or point == 0x7C or point == 0x21 or \
+    if table[point] >> 4 & 12 == 4 or point == 0x23 or point == 0x2B or point == 0x3E or point == 0x7C or point == 0x21 or \
             point == 0x5B or point == 0x60 or point == 0x3A or point == 0x7B2C:
         return True
     position, digits = begin, 0
@@ -376,14 +485,14 @@ def _repeats(starts, ends, begin, end, exact, folded, facts, first, data, keys, 
             row[0] += 1
             if _seen(keys, used, size, blank if empty else exact[line]):
                 row[1] += 1
-                row[2] += facts[line, 0]
+                row[2] += facts[0, line]
         used[:size] = 0
         for line in range(low, high):
             if begin[line] < end[line]:
                 row[3] += 1
                 if _seen(keys, used, size, exact[line]):
                     row[4] += 1
-                    row[5] += facts[line, 0]
+                    row[5] += facts[0, line]
         used[:size] = 0
         for line in range(low, high):
             if folded[line]:
@@ -402,7 +511,7 @@ def _repeats(starts, ends, begin, end, exact, folded, facts, first, data, keys, 
             while line < top and (not begun or ends[line] > starts[line]):
                 if ends[line] > starts[line]:
                     value = mix(value * prime + exact[line])
-                    characters += facts[line, 0] + (1 if begun else 0)
+                    characters += facts[0, line] + (1 if begun else 0)
                     begun = True
                 line += 1
             if begun:
@@ -427,7 +536,7 @@ class Sentences:
 
     def __getitem__(self, name: str) -> npt.NDArray[np.int32]:
         """One column of the facts."""
-        return self.facts[:, COLUMN[name]]
+        return self.facts[COLUMN[name]]
 
 
 def sentences(data: Bytes, found: Lines, chosen: npt.NDArray[np.bool_]) -> Sentences:
@@ -435,32 +544,45 @@ def sentences(data: Bytes, found: Lines, chosen: npt.NDArray[np.bool_]) -> Sente
     capacity = int(np.sum(found["sentences"][chosen])) * 2 + int(chosen.sum()) + 16
     while True:
         line, spans = np.empty(capacity, np.int64), np.empty((2, capacity), np.int64)
-        used = _sentences(data, found.starts, found.ends, chosen, _marks(), line, spans[0], spans[1])
+        used = _sentences(data, found.starts, found.ends, chosen, _table(), line, spans[0], spans[1])
         if used <= capacity:
             break
         capacity = used
-    facts, folded = np.zeros((used, len(FACTS)), np.int32), np.empty(used, np.uint64)
-    _facts_of(data, spans[0][:used], spans[1][:used], script_classes(), _marks(), facts, folded)
-    return Sentences(line[:used], spans[0][:used].copy(), spans[1][:used].copy(), folded, facts)
+    facts, folded = np.zeros((len(FACTS), used), np.int32), np.empty(used, np.uint64)
+    starts, ends = spans[0][:used].copy(), spans[1][:used].copy()
+    _facts_of(data, starts, ends, line, found.starts, found.ends, found.folded, found.facts, _table(), facts, folded)
+    return Sentences(line[:used], starts, ends, folded, facts)
 
 
 @njit(cache=True, nogil=True)
-def _sentences(data, starts, ends, chosen, marks, line, begin, end):
+def _sentences(data, starts, ends, chosen, table, line, begin, end):
     used = 0
     for number in range(len(starts)):
         if not chosen[number]:
             continue
         position, stop, first = starts[number], ends[number], starts[number]
         while position < stop:
-            point, length = code_point(data, position)
-            position += length
-            if not marks[point] & 1:
-                continue
+            byte = data[position]
+            if byte < 0x80:
+                position += 1
+                if not table[byte] & 16:
+                    continue
+                point = np.int32(byte)
+            elif byte >= 0xE4:  # no mark that ends sentences but ！ ． ？ ｡, which begin with 0xEF
+                point, length = code_point(data, position)
+                position += length
+                if byte != 0xEF or not table[point] & 16:
+                    continue
+            else:
+                point, length = code_point(data, position)
+                position += length
+                if not table[point] & 16:
+                    continue
             while position < stop:
                 following, length = code_point(data, position)
-                if not marks[following] & 3:
+                if not table[following] & 48:
                     break
-                point = following if marks[following] & 1 and following >= 0x80 else point
+                point = following if table[following] & 16 and following >= 0x80 else point
                 position += length
             if point >= 0x80 or position >= stop or data[position] == 0x20:
                 while position < stop and data[position] == 0x20:
@@ -477,9 +599,13 @@ def _sentences(data, starts, ends, chosen, marks, line, begin, end):
 
 
 @njit(cache=True, nogil=True)
-def _facts_of(data, starts, ends, classes, marks, facts, folded):
-    exact = np.empty(1, np.uint64)
-    fold = np.empty(1, np.uint64)
+def _facts_of(data, starts, ends, line, line_starts, line_ends, line_folded, line_facts, table, facts, folded):
     for number in range(len(starts)):
-        _measure(data, starts[number], ends[number], classes, marks, facts[number], exact, fold, 0)
-        folded[number] = fold[0]
+        owner = line[number]
+        if starts[number] == line_starts[owner] and ends[number] == line_ends[owner]:  # the only sentence of its line
+            for fact in range(len(facts)):
+                facts[fact, number] = line_facts[fact, owner]
+            facts[_FENCED, number] = 0
+            folded[number] = line_folded[owner]
+        else:
+            _, _, folded[number] = _measure(data, starts[number], ends[number], table, facts, number)

@@ -43,6 +43,18 @@ class Words:
     flags: npt.NDArray[np.uint8]
     first: npt.NDArray[np.int64]
 
+    def take(self, rows: npt.NDArray[np.int64]) -> Words:
+        """The words of some documents."""
+        chosen, first = rows_of(self.first, rows)
+        return Words(self.starts[chosen], self.ends[chosen], self.lengths[chosen], self.hashes[chosen], self.flags[chosen], first)
+
+
+def rows_of(first: npt.NDArray[np.int64], rows: npt.NDArray[np.int64]) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+    """(the items of the documents `rows`, where each one's begin among them), when document d owns first[d] to first[d + 1]."""
+    sizes = np.diff(first)[rows]
+    after = np.concatenate([[0], np.cumsum(sizes)]).astype(np.int64)
+    return np.arange(after[-1]) + np.repeat(first[rows] - after[:-1], sizes), after
+
 
 def split(data: Bytes, offsets: Offsets, *, symbols: bool = False) -> Words:
     """The words of every document by our own boundaries.
@@ -55,6 +67,27 @@ def split(data: Bytes, offsets: Offsets, *, symbols: bool = False) -> Words:
     first = np.zeros(len(offsets), np.int64)
     used = _split(data, offsets, script_classes(), starts, ends, lengths, hashes, flags, first, symbols)
     return Words(starts[:used], ends[:used], lengths[:used], hashes[:used], flags[:used], first)
+
+
+def per_document(words: Words, bit: int, *, have: bool = True, characters: bool = False) -> npt.NDArray[np.float64]:
+    """Words of each document whose flags have that bit (or lack it), or the characters of those words."""
+    result = np.zeros(len(words.first) - 1)
+    _per_document(words.lengths, words.flags, words.first, np.uint8(bit), have, characters, result)
+    return result
+
+
+def members(words: Words, known: Sequence[str]) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
+    """Per document: how many of the `known` words (at most 64) occur, and how many words are among them."""
+    hashes = np.array([hash_of(word) for word in known], np.uint64)
+    table = np.full(1 << 12, -1, np.int8)
+    for index in range(len(hashes) - 1, -1, -1):
+        slot = int(hashes[index]) & (len(table) - 1)
+        while table[slot] >= 0:
+            slot = (slot + 1) & (len(table) - 1)
+        table[slot] = index
+    result = np.zeros((2, len(words.first) - 1))
+    _members(words.hashes, words.first, hashes, table, result[0], result[1])
+    return result[0], result[1]
 
 
 def spans_of(data: Bytes, offsets: Offsets, words: Sequence[Sequence[str]]) -> Words:
@@ -159,6 +192,34 @@ def _split(data, offsets, classes, starts, ends, lengths, hashes, flags, first, 
             used += 1
         first[document + 1] = used
     return used
+
+
+@njit(cache=True, nogil=True)
+def _per_document(lengths, flags, first, bit, have, characters, result):
+    for document in range(len(first) - 1):
+        for word in range(first[document], first[document + 1]):
+            if (flags[word] & bit != 0) == have:
+                result[document] += lengths[word] if characters else 1
+
+
+@njit(cache=True, nogil=True)
+def _members(hashes, first, known, table, different, total):
+    mask = np.uint64(len(table) - 1)
+    for document in range(len(first) - 1):
+        seen = np.uint64(0)
+        count = 0
+        for word in range(first[document], first[document + 1]):
+            slot = hashes[word] & mask
+            while table[slot] >= 0:
+                if known[table[slot]] == hashes[word]:
+                    seen |= np.uint64(1) << np.uint64(table[slot])
+                    count += 1
+                    break
+                slot = (slot + np.uint64(1)) & mask
+        total[document] = count
+        while seen:
+            seen &= seen - np.uint64(1)
+            different[document] += 1
 
 
 @njit(cache=True, nogil=True)

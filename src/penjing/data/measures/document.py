@@ -7,7 +7,7 @@ from urllib.parse import urlsplit
 import numpy as np
 
 from penjing.data.kernels.bits import BULLET
-from penjing.data.kernels.words import ALL_SYMBOLS, HAS_LETTER
+from penjing.data.kernels.words import ALL_SYMBOLS, HAS_LETTER, per_document
 from penjing.data.measures.facts import Facts, Floats, share
 
 STOP_WORDS_ZH = tuple("的了是在和不有我他这那也就都而与之以为于人中")
@@ -21,10 +21,7 @@ def characters(facts: Facts) -> Floats:
 
 def words(facts: Facts) -> Floats:
     """Words that are not symbols alone; a Han character is a word."""
-    symbols = (facts.words.flags & ALL_SYMBOLS) != 0
-    if not symbols.any():
-        return facts.num_words
-    return facts.num_words - _per_document(facts, symbols)
+    return facts.real_words
 
 
 def sentences(facts: Facts) -> Floats:
@@ -90,7 +87,7 @@ def capital_share(facts: Facts) -> Floats:
 
 def alpha_word_share(facts: Facts) -> Floats:
     """Words with a letter among all words."""
-    return share(_per_document(facts, (facts.words.flags & HAS_LETTER) != 0), facts.num_words)
+    return share(per_document(facts.words, HAS_LETTER), facts.num_words)
 
 
 def special_share(facts: Facts) -> Floats:
@@ -101,8 +98,7 @@ def special_share(facts: Facts) -> Floats:
 
 def mean_word_length(facts: Facts) -> Floats:
     """Characters per word that is not symbols alone."""
-    real = (facts.words.flags & ALL_SYMBOLS) == 0
-    return share(_per_document(facts, real, facts.words.lengths), words(facts))
+    return share(per_document(facts.words, ALL_SYMBOLS, have=False, characters=True), words(facts))
 
 
 def hashes_per_word(facts: Facts) -> Floats:
@@ -352,12 +348,6 @@ def interface_cut_share(facts: Facts) -> Floats:
 def toxic_line_share(facts: Facts) -> Floats:
     """Lines with a strict phrase or two different soft ones, among lines that are not blank."""
     return share(facts.count((facts.phrase_lines("strict") > 0) | (facts.phrase_lines("soft") >= 2)), facts.num_lines)
-
-
-def _per_document(facts: Facts, mask: np.ndarray, weights: np.ndarray | None = None) -> Floats:
-    values = mask.astype(np.float64) if weights is None else np.where(mask, weights, 0).astype(np.float64)
-    total = np.concatenate([[0.0], np.cumsum(values)])
-    return total[facts.words.first[1:]] - total[facts.words.first[:-1]]
 
 
 def _all_lines(facts: Facts) -> Floats:

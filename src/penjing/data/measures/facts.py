@@ -14,7 +14,7 @@ from penjing.data.kernels import Bytes, Offsets
 from penjing.data.kernels.grams import GRAMS, grams
 from penjing.data.kernels.lines import Lines, Repeats, Sentences, lines, repeats, sentences
 from penjing.data.kernels.phrases import Phrases, hits
-from penjing.data.kernels.words import Words, hash_of, split
+from penjing.data.kernels.words import ALL_SYMBOLS, Words, members, per_document, rows_of, split
 
 Floats = npt.NDArray[np.float64]
 
@@ -58,39 +58,44 @@ class Facts:
     removed: Mapping[str, Floats] = field(default_factory=dict)
     """After the paragraph rules: characters each rule removed per document, under the rule's id."""
     characters_before: Floats | None = None
+    whole: Facts | None = None
+    """The batch these documents are rows of, if they are."""
+    rows: npt.NDArray[np.int64] = field(default_factory=lambda: np.zeros(0, np.int64))
     _kept: dict[Any, Any] = field(default_factory=dict)
 
     def __len__(self) -> int:
-        return len(self.offsets) - 1
+        return len(self.langs)
 
     def take(self, rows: npt.NDArray[np.int64]) -> Facts:
-        """The same about some of the documents, to be counted anew."""
-        sizes = np.diff(self.offsets)[rows]
-        offsets = np.concatenate([[0], np.cumsum(sizes)]).astype(np.int64)
-        parts = [self.data[self.offsets[row] : self.offsets[row + 1]] for row in rows]
-        data = np.concatenate(parts) if parts else np.zeros(0, np.uint8)
-        return Facts(data, offsets, [self.langs[row] for row in rows], [self.urls[row] for row in rows], self.phrases,
-                     self.wanted[rows], symbols=self.symbols)
+        """The same about some of the documents. What is counted is taken over, from the same bytes."""
+        return Facts(self.data, self.offsets, [self.langs[row] for row in rows], [self.urls[row] for row in rows], self.phrases,
+                     self.wanted[rows], symbols=self.symbols, whole=self, rows=rows)
 
     @functools.cached_property
     def lines(self) -> Lines:
         """Lines and their facts."""
-        return lines(self.data, self.offsets)
+        return lines(self.data, self.offsets) if self.whole is None else self.whole.lines.take(self.rows)
 
     @functools.cached_property
     def repeats(self) -> Repeats:
         """Repeated lines and paragraphs."""
-        return repeats(self.data, self.lines)
+        if self.whole is None:
+            return repeats(self.data, self.lines)
+        found = self.whole.repeats
+        return Repeats(found.counts[self.rows], found.again[rows_of(self.whole.lines.first, self.rows)[0]])
 
     @functools.cached_property
     def words(self) -> Words:
         """Words."""
-        return self.given_words if self.given_words is not None else split(
-            self.data, self.offsets, symbols=self.symbols)
+        if self.whole is not None:
+            return self.whole.words.take(self.rows)
+        return self.given_words if self.given_words is not None else split(self.data, self.offsets, symbols=self.symbols)
 
     @functools.cached_property
     def grams(self) -> dict[str, Floats]:
         """Counts of n-grams by name."""
+        if self.whole is not None:
+            return {name: counts[self.rows] for name, counts in self.whole.grams.items()}
         counted = grams(self.data, self.offsets, self.words, self.wanted)
         return {name: counted[:, index] for index, name in enumerate(GRAMS)}
 
@@ -98,6 +103,11 @@ class Facts:
     def num_words(self) -> Floats:
         """Words per document."""
         return np.diff(self.words.first).astype(np.float64)
+
+    @functools.cached_property
+    def real_words(self) -> Floats:
+        """Words that are not symbols alone."""
+        return per_document(self.words, ALL_SYMBOLS, have=False) if self.symbols or self.given_words is not None else self.num_words
 
     @_once
     def sum(self, column: str) -> Floats:
@@ -153,11 +163,20 @@ class Facts:
     @functools.cached_property
     def found(self) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.int64]]:
         """Phrases that occur: (phrase, byte)."""
-        return hits(self.data, self.offsets, self.phrases.compiled)
+        if self.whole is None:
+            return hits(self.data, self.offsets, self.phrases.compiled)
+        which, where = self.whole.found
+        mine = np.zeros(len(self.whole), bool)
+        mine[self.rows] = True
+        chosen = mine[np.searchsorted(self.offsets, where, side="right") - 1]
+        return which[chosen], where[chosen]
 
     @_once
     def phrase_lines(self, name: str) -> npt.NDArray[np.int32]:
         """Different phrases of the list `name` in each line."""
+        if self.whole is not None:
+            taken: npt.NDArray[np.int32] = self.whole.phrase_lines(name)[rows_of(self.whole.lines.first, self.rows)[0]]
+            return taken
         result = np.zeros(len(self.lines.starts), np.int32)
         if name in self.phrases.names and len(self.found[0]):
             which, where = self.found
@@ -175,25 +194,17 @@ class Facts:
         """Sentences of the chosen lines."""
         return sentences(self.data, self.lines, chosen)
 
-    @_once
     def distinct_of(self, words: tuple[str, ...]) -> Floats:
         """How many of these words occur in each document."""
-        return self._member_counts(words)[0]
+        return self._members(words)[0]
 
-    @_once
     def occurrences_of(self, words: tuple[str, ...]) -> Floats:
         """How many words of each document are among these."""
-        return self._member_counts(words)[1]
+        return self._members(words)[1]
 
-    def _member_counts(self, words: tuple[str, ...]) -> tuple[Floats, Floats]:
-        known = np.sort(np.array([hash_of(word) for word in words], np.uint64))
-        place = np.searchsorted(known, self.words.hashes)
-        place[place == len(known)] = 0
-        hit = np.flatnonzero(known[place] == self.words.hashes)
-        document = np.searchsorted(self.words.first, hit, side="right") - 1
-        total = np.bincount(document, minlength=len(self)).astype(np.float64)
-        pairs = np.unique(document * len(known) + place[hit]) // len(known)
-        return np.bincount(pairs, minlength=len(self)).astype(np.float64), total
+    @_once
+    def _members(self, words: tuple[str, ...]) -> tuple[Floats, Floats]:
+        return members(self.words, words)
 
 
 def share(part: Floats, whole: Floats) -> Floats:

@@ -57,7 +57,7 @@ def tables_of(orders: Sequence[Smoothed]) -> Tables:
     """The scoring tables of smoothed orders."""
     unigrams = np.stack([orders[0].log_probability, orders[0].log_backoff], axis=1)
     number = sum(len(order.word) for order in orders[1:])
-    entries = np.zeros(1 << max(4, int(number * 1.5).bit_length()), ENTRY)
+    entries = _empty(number)
     below = _first_hash(np.arange(len(unigrams)))
     for order in orders[1:]:
         hashes = _step(below[order.suffix], order.first)
@@ -66,9 +66,17 @@ def tables_of(orders: Sequence[Smoothed]) -> Tables:
     return Tables(len(orders), unigrams, entries)
 
 
+def _empty(number: int) -> np.ndarray:
+    """A hash table with room for that many n-grams, at most half full, at the start of a cache line."""
+    size = 1 << max(4, int(number * 2).bit_length())
+    raw = np.zeros(size * ENTRY.itemsize + 64, np.uint8)
+    start = -raw.ctypes.data % 64
+    return raw[start : start + size * ENTRY.itemsize].view(ENTRY)
+
+
 def fill_entries(keys: np.ndarray, log_probabilities: np.ndarray, log_backoffs: np.ndarray) -> np.ndarray:
     """The hash table of the given n-grams, at most two thirds full."""
-    entries = np.zeros(1 << max(4, int(len(keys) * 1.5).bit_length()), ENTRY)
+    entries = _empty(len(keys))
     _fill(entries, keys, log_probabilities, log_backoffs)
     return entries
 
@@ -148,8 +156,7 @@ def _parse(lines: Iterable[str], path: Path) -> tuple[list[str], Tables]:
     table[0, 0] = -100.0
     for index, pair in unigrams.items():
         table[index] = pair
-    total = sum(map(len, hashes))
-    entries = np.zeros(1 << max(4, int(total * 1.5).bit_length()), ENTRY)
+    entries = _empty(sum(map(len, hashes)))
     for found, pairs in zip(hashes, values, strict=True):
         _fill(entries, found, np.ascontiguousarray(pairs[:, 0]), np.ascontiguousarray(pairs[:, 1]))
     return words, Tables(len(hashes) + 1, table, entries)
@@ -187,9 +194,15 @@ def _mix(values):  # type: ignore[no-untyped-def]
 def _fill(entries, hashes, log_probability, log_backoff):  # type: ignore[no-untyped-def]
     mask = np.uint64(len(entries) - 1)
     for i in range(len(hashes)):
-        slot = (hashes[i] >> np.uint64(1)) & mask
+        slot = bucket_of(hashes[i], mask)
         while entries[slot].key != 0:
             slot = (slot + np.uint64(1)) & mask
         entries[slot].key = hashes[i]
         entries[slot].log_probability = log_probability[i]
         entries[slot].log_backoff = log_backoff[i]
+
+
+@njit(cache=True, nogil=True, inline="always")
+def bucket_of(key, mask):  # type: ignore[no-untyped-def]
+    """The first of the four slots, one cache line, where a key belongs; what finds no room there goes on into the next."""
+    return (key >> np.uint64(1)) & mask & ~np.uint64(3)
