@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from penjing.errors import ConfigError
+from penjing.files import write_json
 from penjing.models import cost, tiny
 from penjing.models.family import of
 from penjing.prune import propose, rules
@@ -56,6 +58,37 @@ def test_schedule_cuts_depth_in_steps_and_then_width() -> None:
     for before, after in pairwise(schedule):
         assert after.recovery_tokens == pytest.approx(10 * (before.parameters - after.parameters))
         assert after.flops_per_token < before.flops_per_token
+
+
+@pytest.mark.parametrize(("have", "goal", "steps"), [
+    ({"layers": 80}, {"layers": 59}, [69, 59]),
+    ({"layers": 48}, {"layers": 36}, [36]),
+    ({"layers": 3}, {"layers": 2}, [2]),
+    ({"layers": 4}, {"layers": 4}, []),
+    ({"layers": 32}, {"layers": 8}, [25, 20, 16, 13, 10, 8]),
+    ({"layers": 13}, {"layers": 10}, [10]),
+])
+def test_depth_goes_in_about_equal_shares(have: dict[str, int], goal: dict[str, int], steps: list[int]) -> None:
+    assert [step["layers"] for step in propose._steps(have, goal, 0.25)] == steps
+
+
+def test_heads_of_large_models_stay_divisible() -> None:
+    sizes = propose.sizes_for(LLAMA_8B | {"num_attention_heads": 40, "num_key_value_heads": 40, "hidden_size": 5120}, 0.6)
+    assert sizes["heads"] % 4 == 0 and sizes["hidden"] % sizes["heads"] == 0
+
+
+def test_a_70b_is_planned_from_its_configuration_and_reads_like_openba_v2s_table(tmp_path: Path) -> None:
+    from typer.testing import CliRunner
+
+    from penjing.cli.command_plan import app
+
+    write_json(tmp_path / "config.json", LLAMA_70B)
+    result = CliRunner().invoke(app, ["prune", str(tmp_path), "--keep", "0.4"])
+    lines = result.stdout.splitlines()
+    assert result.exit_code == 0 and lines[0].split()[:2] == ["stage", "#params"] and "FLOPs/token" in lines[0]
+    assert lines[2].split()[:4] == ["as", "it", "is", "70.6G"]
+    assert [line.split()[0] for line in lines[3:]] == ["stage"] * 3
+    assert [line.partition("{")[2].split(":")[0] for line in lines[3:]] == ['"layers"', '"layers"', '"ffn"']
 
 
 @pytest.mark.parametrize(("keep", "message"), [

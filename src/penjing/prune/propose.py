@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
+from itertools import pairwise
 from typing import Any, Literal
 
 from penjing.errors import ConfigError, fault
@@ -111,12 +112,7 @@ def propose(
     ]
     now = dict(config)
     depth = {stack.name: goal.get(stack.size, family.sizes(config)[stack.size]) for stack in family.stacks}
-    while True:
-        sizes = family.sizes(now)
-        have = {stack.name: sizes[stack.size] for stack in family.stacks}
-        if have == depth:
-            break
-        step = {name: max(depth[name], have[name] - max(1, int(have[name] * max_layer_share))) for name in have}
+    for step in _steps({stack.name: family.sizes(config)[stack.size] for stack in family.stacks}, depth, max_layer_share):
         now = _add(
             schedule,
             now,
@@ -140,6 +136,18 @@ def propose(
             tokens_per_dropped_parameter,
         )
     return schedule
+
+
+def _steps(have: Mapping[str, int], goal: Mapping[str, int], max_share: float) -> list[dict[str, int]]:
+    """Layers of each stack after every depth stage: as few stages as the share allows, each dropping about the same share."""
+    largest = [dict(have)]
+    while largest[-1] != goal:
+        largest.append({name: max(goal[name], now - max(1, int(now * max_share))) for name, now in largest[-1].items()})
+    count = max(1, len(largest) - 1)
+    even = [{name: round(have[name] * (goal[name] / have[name]) ** (number / count)) for name in have} for number in range(count + 1)]
+    pairs = [(one[name], two[name]) for one, two in pairwise(even) for name in have]
+    fits = all(one - two <= max(1, int(one * max_share)) for one, two in pairs)
+    return [two for one, two in pairwise(even if fits else largest) if one != two]
 
 
 def _add(
@@ -207,7 +215,8 @@ def _scaled(config: Mapping[str, Any], factor: float, axes: Axes, limits: Mappin
         sizes["ffn"] = _rounded(old["ffn"] * factor, _multiple("ffn", old["ffn"], limits), old["ffn"])
     if family.kept_heads is None or axes == "width":
         groups = old["heads"] // old.get("kv_heads", old["heads"])
-        unit = math.lcm(groups * int(limits.get("tensor_parallel", 1)), family.divisors.get("heads", 1))
+        even = 1 << max(0, (old["heads"] // 10).bit_length() - 1)  # 40 heads go by fours: 32 divide among ranks, 31 do not
+        unit = math.lcm(groups * int(limits.get("tensor_parallel", 1)), family.divisors.get("heads", 1), even)
         sizes["heads"] = _rounded(old["heads"] * factor, unit, old["heads"])
         sizes = rules.complete(config, sizes)
     if not family.hidden_is_heads:
