@@ -124,11 +124,37 @@ def test_data_drives_depth_and_reports_the_loss(stories: Path, tmp_path: Path) -
     losses = {}
     for rule in ("spaced", "best"):
         figures = cut(
-            stories, tmp_path / rule, layers=3, depth_rule=rule, calibration_samples=4, calibration_length=64, inputs=inputs
+            stories, tmp_path / rule, layers=3, depth_rule=rule, refit=False, calibration_samples=4, calibration_length=64, inputs=inputs
         )
         losses[rule] = figures["loss_after"]
-        assert figures["loss_before"] < 2.0 < figures["loss_after"]
+        assert figures["measured_on"] == "other text"
+        assert figures["loss_before"] + 0.2 < figures["loss_after"] < 6.0
     assert losses["best"] <= losses["spaced"]
+
+
+def test_with_text_every_choice_is_measured_and_the_cut_refitted(stories: Path, tmp_path: Path) -> None:
+    text = (stories / "tinystories_sample.txt").read_text(encoding="utf-8")
+    with CorpusWriter(tmp_path / "corpus", provenance={}) as corpus:
+        corpus.write(documents([{"id": "a", "text": text, "source": "stories"}]))
+    settings = {"layers": 4, "ffn": 96, "inputs": {"corpus": tmp_path / "corpus"}, "calibration_length": 64}
+    figures = {name: cut(stories, tmp_path / name, **more, **{**settings, "inputs": dict(settings["inputs"])}) for name, more in (
+        ("auto", {}), ("authors", {"importance": "random", "depth_rule": "spaced"}), ("unfitted", {"refit": False}))}
+    how = {name: read_json(tmp_path / name / "plan.json")["how"] for name in figures}
+    assert (how["auto"]["depth_rule"], how["auto"]["importance"], how["auto"]["refit"]) == ("best", "output-energy", True)
+    assert (how["authors"]["importance"], how["authors"]["rotation"], how["authors"]["refit"]) == ("random", "none", False)
+    losses = {name: item["loss_after"] for name, item in figures.items()}
+    assert losses["auto"] < losses["unfitted"] < losses["authors"]
+
+
+def test_auto_leaves_out_a_refit_that_the_architecture_does_not_allow(tmp_path: Path) -> None:
+    tiny.save("glm4", tmp_path / "model")
+    rng = np.random.default_rng(0)
+    write_tokens(tmp_path / "tokens", {"a": [[rng.integers(3, 48, 90)] for _ in range(20)]}, vocab_size=48, eos_id=2)
+    settings = {"ffn": 20, "calibration_samples": 3, "calibration_length": 32, "inputs": {"tokens": tmp_path / "tokens"}}
+    cut(tmp_path / "model", tmp_path / "out", **settings)
+    assert read_json(tmp_path / "out" / "plan.json")["how"]["refit"] is False
+    with pytest.raises(InputError, match="cut without refit"):
+        cut(tmp_path / "model", tmp_path / "no", refit=True, **{**settings, "inputs": {"tokens": tmp_path / "tokens"}})
 
 
 def test_tokens_calibrate_too_and_foreign_ones_are_refused(stories: Path, tmp_path: Path) -> None:
