@@ -28,6 +28,7 @@ INPUTS: dict[str, str] = {}
 OUTPUT = CORPUS
 
 UNIT_BYTES = 64 << 20
+GONE = "file vanished"
 _BATCH_BYTES = 4 << 20
 
 
@@ -168,7 +169,7 @@ def collect_unit(unit: dict[str, Any]) -> dict[str, Any]:
                 start=unit["start"],
                 end=unit["end"],
             )
-            for record in readers.read(name, options, kind=source["kind"]):
+            for record in _records(name, options, source["kind"]):
                 if isinstance(record, Damage):
                     notes.append(record)
                     tally(damaged, record.what, 1, record.size)
@@ -214,6 +215,16 @@ def collect_unit(unit: dict[str, Any]) -> dict[str, Any]:
         for note in notes[:20]
     ]
     return {"damaged": damaged, "encodings": dict(encodings), "samples": samples}
+
+
+def _records(name: str, options: Options, kind: str | None) -> Iterator[readers.Record | Damage]:
+    """What is in a file; one that was there when the run began and cannot be opened any more is damage."""
+    try:
+        yield from readers.read(name, options, kind=kind)
+    except InputError as error:
+        if readers.is_url(name) or Path(name).exists():
+            raise
+        yield Damage(name, 0, GONE, 0, str(error)[:200])
 
 
 def _units(config: Config, out: Path) -> Iterator[dict[str, Any]]:
@@ -338,6 +349,16 @@ def _stop_on_damage(
                     bad[what] += item["documents"]
                     where = where or result["samples"][0]["id"]
         good = sources.get(source.name, {}).get("documents", 0)
+        files = len({name for unit in units if unit["source"]["name"] == source.name for name in unit["files"]})
+        if bad[GONE] > config.max_damage * files:
+            raise InputError(
+                fault(
+                    f"{bad[GONE]} of {files} files of source '{source.name}' vanished while it was read",
+                    where=source.path,
+                    expected=f"at most a share of {config.max_damage:g}",
+                    fix="put them back and run the same command again; what was read is kept",
+                )
+            )
         total = sum(bad.values())
         if total > config.max_damage * (total + good):
             what, number = bad.most_common(1)[0]

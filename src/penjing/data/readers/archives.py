@@ -13,6 +13,7 @@ from typing import Any, BinaryIO
 
 from penjing.data.encoding import decode
 from penjing.data.readers import Damage, Options, Record, kind_of
+from penjing.data.readers.packed import unpack
 from penjing.data.readers.pages import page_record
 from penjing.data.readers.stream import Cut, blocks, open_bytes
 
@@ -204,9 +205,10 @@ def _document(fields: dict[str, str], body: bytes, name: str, at: int, options: 
     media = http.get("content-type", "").lower()
     if not status or not status[0].startswith(b"2") or not (media.startswith((*_HTML, "text/plain")) or not media):
         return None
-    unpacked = _unpack(content, http)
-    if unpacked is None:
-        return Damage(name, at, f"content encoding {http.get('content-encoding')} cannot be read", len(content), url or "")
+    packed = {"transfer": http.get("transfer-encoding", ""), "encoding": http.get("content-encoding", "")}
+    unpacked = unpack(content, **packed, limit=options.max_record_bytes)
+    if isinstance(unpacked, str):
+        return Damage(name, at, unpacked, len(content), url or "")
     declared = media.partition("charset=")[2].strip("\"' ;") or None
     if media.startswith("text/plain"):
         text, encoding = decode(unpacked, declared=declared)
@@ -219,39 +221,3 @@ def _document(fields: dict[str, str], body: bytes, name: str, at: int, options: 
 
 def _date(fields: dict[str, str]) -> dict[str, str]:
     return {"date": fields["warc-date"]} if "warc-date" in fields else {}
-
-
-def _unpack(content: bytes, http: dict[str, str]) -> bytes | None:
-    if "chunked" in http.get("transfer-encoding", "").lower():
-        content = _unchunk(content)
-    encoding = http.get("content-encoding", "identity").lower()
-    if encoding in ("", "identity", "none", "utf-8"):
-        return content
-    if encoding in ("gzip", "x-gzip", "deflate"):
-        for bits in (47, -15):
-            try:
-                return zlib.decompressobj(bits).decompress(content)
-            except zlib.error:
-                continue
-        return content if content[:1] == b"<" else None  # said to be packed but is not
-    return None
-
-
-def _unchunk(content: bytes) -> bytes:
-    """Chunks put together; content that is not in chunks, whatever the header says, as it is."""
-    parts: list[bytes] = []
-    position = 0
-    while position < len(content):
-        end = content.find(b"\n", position, position + 64)
-        try:
-            size = int(content[position:end].split(b";")[0].strip(), 16) if end >= 0 else -1
-        except ValueError:
-            size = -1
-        if size < 0:
-            return b"".join(parts) + content[position:]
-        if size == 0:
-            break
-        parts.append(content[end + 1 : end + 1 + size])
-        position = end + 1 + size
-        position += 2 if content[position : position + 2] == b"\r\n" else 1
-    return b"".join(parts)

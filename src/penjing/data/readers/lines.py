@@ -9,6 +9,7 @@ from typing import Any
 from penjing.data.encoding import decode
 from penjing.data.readers import Damage, Options, Record
 from penjing.data.readers.stream import Cut, blocks, open_bytes
+from penjing.data.readers.whole import read_whole
 
 KNOWN = ("id", "url", "lang")
 
@@ -73,20 +74,14 @@ def as_record(row: Any, name: str, offset: int, options: Options, *, size: int =
 
 def read_text(name: str, options: Options) -> Iterator[Record | Damage]:
     """The whole file as one document, decoded by what it is."""
-    data = bytearray()
-    with open_bytes(name) as file:
-        for block in blocks(file):
-            if isinstance(block, Cut):
-                yield Damage(name, block.offset, block.what)
-                break
-            data += block
-            if len(data) > options.max_record_bytes:
-                yield Damage(name, 0, f"longer than {options.max_record_bytes} bytes", len(data))
-                return
-    text, encoding = decode(bytes(data), declared=options.encoding)
+    data, damage = read_whole(name, options)
+    yield from damage
+    if data is None:
+        return
+    text, encoding = decode(data, declared=options.encoding)
     if text.strip():
         yield {"text": text, "encoding": encoding, "offset": 0, "meta": {}}
-    else:
+    elif not damage:
         yield Damage(name, 0, "empty file")
 
 
@@ -126,9 +121,11 @@ def lines(name: str, options: Options) -> Iterator[tuple[int, bytes | Damage]]:
                 if pending or skipping:
                     pending, skipping = bytearray(), 0
             rest = block[position:]
-            if len(pending) + len(rest) > limit:
-                skipping += len(pending) + len(rest) - 200 if not skipping else len(rest)
-                pending = (pending + rest)[:200]
+            if skipping:
+                skipping += len(rest)
+            elif len(pending) + len(rest) > limit:
+                held = (pending + rest)[:200]
+                skipping, pending = len(pending) + len(rest) - len(held), held
             else:
                 pending += rest
         if (pending or skipping) and not skip_first and (options.end is None or offset < options.end):

@@ -8,23 +8,18 @@ from typing import Any
 from penjing.data.encoding import decode
 from penjing.data.html import declared_charset, extract
 from penjing.data.readers import Damage, Options, Record
-from penjing.data.readers.stream import Cut, blocks, open_bytes
+from penjing.data.readers.whole import read_whole
 from penjing.errors import ConfigError, fault
 
 
 def read_html(name: str, options: Options) -> Iterator[Record | Damage]:
     """The main text of one page."""
-    data = bytearray()
-    with open_bytes(name) as file:
-        for block in blocks(file):
-            if isinstance(block, Cut):
-                yield Damage(name, block.offset, block.what)
-                break
-            data += block
-            if len(data) > options.max_record_bytes:
-                yield Damage(name, 0, f"record longer than {options.max_record_bytes} bytes", len(data))
-                return
-    yield page_record(bytes(data), name, 0, options)
+    data, damage = read_whole(name, options)
+    yield from damage
+    if data:
+        yield page_record(data, name, 0, options)
+    elif not damage:
+        yield Damage(name, 0, "empty file")
 
 
 def page_record(data: bytes, name: str, offset: int, options: Options, *, declared: str | None = None,

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import codecs
 import csv
 import io
+import itertools
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import pyarrow as pa
@@ -14,7 +16,8 @@ import pyarrow.parquet as pq
 from penjing.data.encoding import decode
 from penjing.data.readers import Damage, Options, Record
 from penjing.data.readers.lines import as_record
-from penjing.data.readers.stream import Cut, blocks, open_bytes
+from penjing.data.readers.stream import open_bytes
+from penjing.data.readers.whole import read_stretches
 from penjing.errors import InputError, fault
 
 
@@ -69,18 +72,26 @@ def _group(file: Any, group: int) -> Iterator[dict[str, Any]]:
 
 
 def read_csv(name: str, options: Options) -> Iterator[Record | Damage]:
-    """One document per row under a header line; comma, tab or semicolon; offset = row number."""
-    data = bytearray()
-    with open_bytes(name) as file:
-        for block in blocks(file):
-            if isinstance(block, Cut):
-                yield Damage(name, block.offset, block.what)
-                break
-            data += block
-    text, encoding = decode(bytes(data), declared=options.encoding)
+    """One document per row under a header line; comma, tab or semicolon; offset = row number. Up to `max_record_bytes` the encoding
+    is told from the whole file, in a longer one from so much of it."""
+    damage: list[Damage] = []
+    stretches = read_stretches(name, damage)
+    held = bytearray()
+    for stretch in stretches:
+        held += stretch
+        if len(held) > options.max_record_bytes:
+            break
+    text, encoding = decode(bytes(held), declared=options.encoding)
+    if not text.strip() and not damage:
+        yield Damage(name, 0, "empty file")
+        return
+    text_lines: Iterator[str] = io.StringIO(text, newline="")
+    if len(held) > options.max_record_bytes:
+        text_lines = _decoded_lines(itertools.chain([bytes(held)], stretches), encoding)
     head = text.partition("\n")[0]
+    del held, text
     delimiter = max(",\t;", key=head.count)
-    rows = csv.DictReader(io.StringIO(text, newline=""), delimiter=delimiter)
+    rows = csv.DictReader(text_lines, delimiter=delimiter)
     old_limit = csv.field_size_limit(options.max_record_bytes)
     number = 0
     try:
@@ -97,3 +108,16 @@ def read_csv(name: str, options: Options) -> Iterator[Record | Damage]:
         yield Damage(name, number + 1, f"not CSV: {error}")
     finally:
         csv.field_size_limit(old_limit)
+    yield from damage
+
+
+def _decoded_lines(stretches: Iterable[bytes], encoding: str) -> Iterator[str]:
+    decoder = codecs.getincrementaldecoder(encoding)("replace")
+    pending = ""
+    for stretch in stretches:
+        *whole, pending = (pending + decoder.decode(stretch)).split("\n")
+        for line in whole:
+            yield line + "\n"
+    pending += decoder.decode(b"", final=True)
+    if pending:
+        yield pending
