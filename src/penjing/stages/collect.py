@@ -23,7 +23,7 @@ from penjing.data.readers import Damage, Options
 from penjing.errors import InputError, fault
 from penjing.files import read_json, size_of, write_json, write_text
 
-VERSION = 1
+VERSION = 2
 INPUTS: dict[str, str] = {}
 OUTPUT = CORPUS
 
