@@ -1,7 +1,7 @@
 # mypy: disable-error-code="no-untyped-def"
 """Sentences that nearly repeat an earlier one of the same document: edit distance at most 10% of the longer.
 
-A 64-bit set of characters rules out most pairs, a banded edit distance decides the rest.
+Their lengths, a 64-bit set of characters and counts of pairs of characters rule out nearly all, a banded edit distance decides.
 Differs: a sentence is compared with the 200 before it, so that the cost stays linear in the text.
 """
 
@@ -14,12 +14,12 @@ from numba import njit
 from penjing.data.kernels import Bytes
 from penjing.data.kernels.lines import Sentences
 from penjing.data.kernels.scan import code_point
-from penjing.data.kernels.words import mix
 
 EXACT_BELOW = 16
 SHORTEST = 6
 LONGEST = 1000
 WINDOW = 200
+_RING, _BUCKETS = 256, 128
 
 
 def near_repeats(data: Bytes, found: Sentences, document: npt.NDArray[np.int64]) -> npt.NDArray[np.bool_]:
@@ -37,6 +37,7 @@ def _near(data, starts, ends, folded, document, points, rows, result):
     first = np.empty(number, np.int64)
     length = np.empty(number, np.int32)
     sets = np.zeros(number, np.uint64)
+    pairs = np.zeros((_RING, _BUCKETS), np.uint8)  # pairs of characters by their hash, how often each occurs
     possible = np.empty(WINDOW, np.uint8)
     used = 0
     begin = 0  # the first sentence of the document
@@ -45,6 +46,9 @@ def _near(data, starts, ends, folded, document, points, rows, result):
             begin = sentence
         first[sentence] = used
         position, bits = starts[sentence], np.uint64(0)
+        mine = pairs[sentence % _RING]
+        mine[:] = 0
+        before = np.uint64(0)
         while position < ends[sentence]:
             point, size = code_point(data, position)
             position += size
@@ -52,7 +56,10 @@ def _near(data, starts, ends, folded, document, points, rows, result):
                 continue
             points[used] = point
             used += 1
-            bits |= np.uint64(1) << (mix(np.uint64(point)) & np.uint64(63))
+            bits |= np.uint64(1) << (np.uint64(point) & np.uint64(63))
+            bucket = (np.uint64(point) * np.uint64(0x9E3779B97F4A7C15) + before) >> np.uint64(57)
+            before = np.uint64(point) * np.uint64(0xD6E8FEB86659FD93)
+            mine[bucket] += mine[bucket] < 255
         size, mask, fold = np.int32(used - first[sentence]), bits, folded[sentence]
         length[sentence], sets[sentence] = size, mask
         if not SHORTEST <= size <= LONGEST:
@@ -79,11 +86,20 @@ def _near(data, starts, ends, folded, document, points, rows, result):
                 same = folded[earlier] == fold and fold != 0
             else:
                 allowed = longer // 10
-                same = length[earlier] >= SHORTEST and \
+                same = length[earlier] >= SHORTEST and _apart(mine, pairs[earlier % _RING]) <= 4 * allowed and \
                     _within(points, first[sentence], size, first[earlier], length[earlier], allowed, rows)
             if same:
                 result[sentence] = True
                 break
+
+
+@njit(cache=True, nogil=True)
+def _apart(a, b):
+    """How many pairs of characters one text has more often than the other; an edit changes at most four."""
+    total = np.int32(0)
+    for bucket in range(_BUCKETS):
+        total += abs(np.int32(a[bucket]) - np.int32(b[bucket]))
+    return total
 
 
 @njit(cache=True, nogil=True, inline="always")

@@ -27,8 +27,8 @@ class Phrases:
     whole_word: npt.NDArray[np.bool_]
     data: Bytes
     starts: npt.NDArray[np.int64]
-    begin: npt.NDArray[np.uint8]
-    """65,536 bits: the pairs of bytes that phrases begin with."""
+    filled: npt.NDArray[np.uint8]
+    """A bit for each bucket that is not empty: small enough for the nearest cache."""
     buckets: npt.NDArray[np.int32]
     """First phrase of each hash of three bytes, -1 for none."""
     chain: npt.NDArray[np.int32]
@@ -50,13 +50,12 @@ def compile_phrases(lists: Iterable[Iterable[str]], *, whole_words: bool = True)
         slot = _slot_of(encoded[index])
         chain[index] = buckets[slot]
         buckets[slot] = index
-    begin = np.zeros(1 << 13, np.uint8)
+    filled = np.zeros(1 << 13, np.uint8)
     for piece in encoded:
-        pair = piece[0] << 8 | piece[1]
-        begin[pair >> 3] |= 1 << (pair & 7)
+        filled[_slot_of(piece) >> 3] |= 1 << (_slot_of(piece) & 7)
     whole = np.array([whole_words and text[0].isascii() and text[-1].isascii() for text, _ in kept] or [False])
     return Phrases(tuple(text for text, _ in kept), np.array([number for _, number in kept] or [0], np.int32), whole, data,
-                   starts, begin, buckets, chain)
+                   starts, filled, buckets, chain)
 
 
 def hits(data: Bytes, offsets: npt.NDArray[np.int64], phrases: Phrases) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.int64]]:
@@ -64,7 +63,7 @@ def hits(data: Bytes, offsets: npt.NDArray[np.int64], phrases: Phrases) -> tuple
     capacity = 1024
     while True:
         which, where = np.empty(capacity, np.int32), np.empty(capacity, np.int64)
-        found = _hits(data, offsets, phrases.data, phrases.starts, phrases.begin, phrases.buckets, phrases.chain,
+        found = _hits(data, offsets, phrases.data, phrases.starts, phrases.filled, phrases.buckets, phrases.chain,
                       phrases.whole_word, which, where)
         if found <= capacity:
             return which[:found], where[:found]
@@ -87,19 +86,17 @@ def _wordlike(byte):
 
 
 @njit(cache=True, nogil=True)
-def _hits(data, offsets, texts, starts, pairs, buckets, chain, whole, which, where):
+def _hits(data, offsets, texts, starts, filled, buckets, chain, whole, which, where):
     found = 0
     for document in range(len(offsets) - 1):
         position, end = offsets[document], offsets[document + 1]
         begin = position
         while position + 2 < end:
-            first, second = lower(data[position]), lower(data[position + 1])
-            pair = np.int64(first) << 8 | second
-            if not pairs[pair >> 3] >> (pair & 7) & 1:
-                position += 1
-                continue
-            third = lower(data[position + 2])
+            first, second, third = lower(data[position]), lower(data[position + 1]), lower(data[position + 2])
             slot = ((np.int64(first) * 0x9E3779B1 ^ np.int64(second) * 0x85EBCA6B ^ np.int64(third) * 0xC2B2AE35) >> 7) & 0xFFFF
+            if not filled[slot >> 3] >> (slot & 7) & 1:
+                position += 1 if first < 0xC0 else 2 if first < 0xE0 else 3 if first < 0xF0 else 4
+                continue
             phrase = buckets[slot]
             best, best_length = -1, 0
             while phrase >= 0:
