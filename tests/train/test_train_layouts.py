@@ -21,44 +21,66 @@ from penjing.errors import Interrupted
 from penjing.objectives.stream import StreamConfig, build_stream
 from penjing.train.config import TrainConfig
 from penjing.train.distributed import die_with_parent
+from penjing.train.held_out import open_held_out
 from penjing.train.loop import train
 die_with_parent()
-spec = json.loads(sys.argv[1])
-out = Path(spec["out"])
-out.mkdir(parents=True, exist_ok=True)
-calls = iter(range(1, 10**6))
-stream = build_stream(StreamConfig(**spec["stream"]), Path(spec["tokens"]))
-try:
-    train(TrainConfig(**spec["config"]), checkpoint=Path(spec["checkpoint"]), stream=stream, out=out,
-          job=Job(metrics=out / "metrics.jsonl", stop=lambda: next(calls) >= spec.get("stop", 10**6)))
-except Interrupted:
-    pass
+for spec in json.loads(sys.argv[1]):
+    out = Path(spec["out"])
+    out.mkdir(parents=True, exist_ok=True)
+    calls = iter(range(1, 10**6))
+    stream = build_stream(StreamConfig(**spec["stream"]), Path(spec["tokens"]))
+    held_out = open_held_out(Path(spec["tokens"]), sequence_length=64, vocab_size=97) if spec["evaluate"] else None
+    try:
+        train(TrainConfig(**spec["config"]), checkpoint=Path(spec["checkpoint"]), stream=stream, out=out, held_out=held_out,
+              job=Job(metrics=out / "metrics.jsonl", stop=lambda: next(calls) >= (spec["stop"] or 10**6)))
+    except Interrupted:
+        pass
 """
 STREAM = {"sequence_length": 64, "batch_rows": 4, "packing": "best-fit"}
 SETTINGS = {"tokens": 4400, "lr": 1e-2, "precision": "fp32", "micro_rows": 2, "save_every": 100}
+DIMENSIONS = ("replicate", "shard", "context", "tensor", "pipeline")
 
 
-def run(out: Path, checkpoint: Path, tokens: Path, *, stop: int | None = None, stream: dict | None = None,
-        **more: object) -> list[dict]:
-    """The steps' figures of a run with the given settings, over as many processes as its layout needs."""
-    config = {**SETTINGS, **more}
-    count = 1
-    for name, ways in config.get("parallel", {}).items():
-        count *= ways if name in ("replicate", "shard", "context", "tensor", "pipeline") else 1
-    spec = {"out": str(out), "checkpoint": str(checkpoint), "tokens": str(tokens), "config": config,
-            "stream": stream or STREAM}
-    if stop is not None:
-        spec["stop"] = stop
+def spec(out: Path, checkpoint: Path, tokens: Path, *, stop: int | None = None, stream: dict | None = None,
+         evaluate: bool = False, **config: object) -> dict:
+    """A run for PROGRAM; several in one go save the time that processes need to start."""
+    return {"out": str(out), "checkpoint": str(checkpoint), "tokens": str(tokens), "stop": stop, "stream": stream or STREAM,
+            "evaluate": evaluate, "config": {**SETTINGS, **config}}
+
+
+def launch(*specs: dict) -> None:
+    """Carry out runs of equally many processes one after another, in the same processes."""
+    counts = set()
+    for one in specs:
+        count = 1
+        for name, ways in one["config"].get("parallel", {}).items():
+            count *= ways if name in DIMENSIONS else 1
+        counts.add(count)
+    (count,) = counts
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    workers = [subprocess.Popen([sys.executable, "-c", PROGRAM, json.dumps(spec)], stderr=subprocess.PIPE, env={
+    workers = [subprocess.Popen([sys.executable, "-c", PROGRAM, json.dumps(specs)], stderr=subprocess.PIPE, env={
         **os.environ, "OMP_NUM_THREADS": "1", "RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(count),
         "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}) for rank in range(count)]
-    errors = [worker.communicate(timeout=240)[1].decode() for worker in workers]
+    try:
+        errors = [worker.communicate(timeout=400)[1].decode() for worker in workers]
+    finally:
+        for worker in workers:
+            worker.kill()
     assert all(worker.returncode == 0 for worker in workers), "\n".join(errors)[-3000:]
+
+
+def steps(out: Path) -> list[dict]:
+    """The steps' figures of a run."""
     lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
     return [line for line in lines if "grad_norm" in line]
+
+
+def run(out: Path, checkpoint: Path, tokens: Path, **more: object) -> list[dict]:
+    """The steps' figures of one run with the given settings, over as many processes as its layout needs."""
+    launch(spec(out, checkpoint, tokens, **more))  # type: ignore[arg-type]
+    return steps(out)
 
 
 def assert_close(found: list[dict], expected: list[dict], bound: float) -> None:
@@ -69,34 +91,130 @@ def assert_close(found: list[dict], expected: list[dict], bound: float) -> None:
         assert ours["tokens"] == theirs["tokens"]
 
 
+def assert_same_weights(found: Path, expected: Path) -> None:
+    from safetensors.torch import load_file
+
+    ours, theirs = load_file(found / "model.safetensors"), load_file(expected / "model.safetensors")
+    assert ours.keys() == theirs.keys()
+    for name, tensor in theirs.items():
+        assert ours[name].shape == tensor.shape
+        assert float((ours[name] - tensor).abs().max()) < 1e-3  # Adam makes rounding larger where gradients are tiny
+
+
 @pytest.fixture(scope="module")
-def alone(tmp_path_factory: pytest.TempPathFactory, tiny_checkpoint: Path, tiny_tokens: Path) -> list[dict]:
-    found = run(tmp_path_factory.mktemp("alone") / "out", tiny_checkpoint, tiny_tokens)
-    assert len(found) >= 18
-    return found
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    from tests.train.conftest import make_checkpoint
+
+    return make_checkpoint(tmp_path_factory.mktemp("four"), layers=4)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("parallel", [
-    {"shard": 2}, {"shard": 2, "reshard_after_forward": False}, {"replicate": 2}, {"tensor": 2}, {"shard": 2, "tensor": 2},
-], ids=str)
-def test_layout_equals_one_process(alone: list[dict], tmp_path: Path, tiny_checkpoint: Path, tiny_tokens: Path,
-                                   parallel: dict) -> None:
-    found = run(tmp_path / "out", tiny_checkpoint, tiny_tokens, parallel=parallel)
-    assert_close(found, alone, 1e-5)
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory: pytest.TempPathFactory, checkpoint: Path, tiny_tokens: Path) -> Path:
+    out = tmp_path_factory.mktemp("alone") / "out"
+    assert len(run(out, checkpoint, tiny_tokens, evaluate=True)) >= 18
+    return out
+
+
+def several(where: Path, checkpoint: Path, tokens: Path, layouts: list[dict], **more: object) -> dict[str, Path]:
+    outs = {str(parallel): where / str(number) for number, parallel in enumerate(layouts)}
+    launch(*(spec(outs[str(parallel)], checkpoint, tokens, parallel=parallel, evaluate=True, **more)  # type: ignore[arg-type]
+             for parallel in layouts))
+    return outs
+
+
+PAIRS = [{"pipeline": 2}, {"context": 2}]
+MORE_PAIRS = [{"pipeline": 2, "pipeline_chunks": 2}, {"shard": 2}, {"shard": 2, "reshard_after_forward": False}, {"replicate": 2},
+              {"tensor": 2}]
+FOURS = [{"pipeline": 2, "shard": 2}, {"shard": 2, "tensor": 2}, {"pipeline": 2, "context": 2}]
+
+
+@pytest.fixture(scope="module")
+def pairs(tmp_path_factory: pytest.TempPathFactory, checkpoint: Path, tiny_tokens: Path) -> dict[str, Path]:
+    return several(tmp_path_factory.mktemp("pairs"), checkpoint, tiny_tokens, PAIRS)
+
+
+@pytest.fixture(scope="module")
+def more_pairs(tmp_path_factory: pytest.TempPathFactory, checkpoint: Path, tiny_tokens: Path) -> dict[str, Path]:
+    return several(tmp_path_factory.mktemp("more"), checkpoint, tiny_tokens, MORE_PAIRS)
+
+
+@pytest.fixture(scope="module")
+def fours(tmp_path_factory: pytest.TempPathFactory, checkpoint: Path, tiny_tokens: Path) -> dict[str, Path]:
+    return several(tmp_path_factory.mktemp("fours"), checkpoint, tiny_tokens, FOURS, micro_rows=1)
+
+
+def assert_equals_one_process(out: Path, alone: Path) -> None:
+    assert_close(steps(out), steps(alone), 1e-5)
+    assert_same_weights(out, alone)
+    ours, theirs = (json.loads((place / "train.json").read_text()) for place in (out, alone))
+    assert ours["parameters"] == theirs["parameters"] and ours["trained_parameters"] == theirs["trained_parameters"]
+    for name, value in theirs["held_out"][-1]["bits_per_byte"].items():
+        assert abs(ours["held_out"][-1]["bits_per_byte"][name] - value) < 1e-3
+    assert not (out / "state").exists()
     from transformers import AutoModelForCausalLM
 
-    assert AutoModelForCausalLM.from_pretrained(tmp_path / "out").num_parameters() > 0
-    assert not (tmp_path / "out" / "state").exists()
+    assert AutoModelForCausalLM.from_pretrained(out).num_parameters() == ours["parameters"]
+
+
+@pytest.mark.parametrize("parallel", PAIRS, ids=str)
+def test_layers_or_rows_over_two_processes_equal_one(alone: Path, pairs: dict[str, Path], parallel: dict) -> None:
+    assert_equals_one_process(pairs[str(parallel)], alone)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("first", "second"), [({}, {"shard": 2}), ({"shard": 2}, {"tensor": 2}), ({"tensor": 2}, {})], ids=str)
-def test_state_is_read_by_another_layout(alone: list[dict], tmp_path: Path, tiny_checkpoint: Path, tiny_tokens: Path,
-                                         first: dict, second: dict) -> None:
-    run(tmp_path / "out", tiny_checkpoint, tiny_tokens, parallel=first, stop=7)
-    assert list((tmp_path / "out" / "state").glob("step-00000007/*.safetensors"))
-    assert_close(run(tmp_path / "out", tiny_checkpoint, tiny_tokens, parallel=second), alone, 1e-5)
+@pytest.mark.parametrize("parallel", MORE_PAIRS, ids=str)
+def test_two_processes_equal_one(alone: Path, more_pairs: dict[str, Path], parallel: dict) -> None:
+    assert_equals_one_process(more_pairs[str(parallel)], alone)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("parallel", FOURS, ids=str)
+def test_four_processes_equal_one(alone: Path, fours: dict[str, Path], parallel: dict) -> None:
+    assert_equals_one_process(fours[str(parallel)], alone)
+
+
+@pytest.mark.slow
+def test_a_run_goes_on_under_one_layout_after_another(alone: Path, tmp_path: Path, checkpoint: Path, tiny_tokens: Path) -> None:
+    """One process, then sharded, pipelined, interleaved, rows cut, tensors cut, and one process again: one curve."""
+    out = tmp_path / "out"
+    launch(spec(out, checkpoint, tiny_tokens, stop=3))
+    launch(*(spec(out, checkpoint, tiny_tokens, stop=3, parallel=parallel) for parallel in (
+        {"shard": 2}, {"pipeline": 2}, {"pipeline": 2, "pipeline_chunks": 2}, {"context": 2}, {"tensor": 2})))
+    assert len(steps(out)) == 18 and list((out / "state").glob("step-00000018/*.safetensors"))
+    launch(spec(out, checkpoint, tiny_tokens, evaluate=True))
+    assert_equals_one_process(out, alone)
+
+
+@pytest.mark.slow
+def test_matrices_that_hold_several_are_cut_by_parts(tmp_path: Path) -> None:
+    """OpenBA's gate and up, GPT-2's q, k and v: two processes equal one, and one process goes on from their state."""
+    from tests.train import test_train_seq2seq as openba
+
+    tokens = openba.make_tokens(tmp_path / "tokens")
+    model = openba.make("openba", tmp_path / "model")
+    more = {"stream": openba.stream_config().model_dump(mode="json"), "lr": 1e-2, "tokens": 2400}
+    launch(spec(tmp_path / "alone", model, tokens, **more))
+    launch(spec(tmp_path / "two", model, tokens, parallel={"tensor": 2}, **more),
+           spec(tmp_path / "mixed", model, tokens, parallel={"tensor": 2}, stop=2, **more))
+    launch(spec(tmp_path / "mixed", model, tokens, **more))
+    for name in ("two", "mixed"):
+        assert len(steps(tmp_path / name)) > 3
+        assert_close(steps(tmp_path / name), steps(tmp_path / "alone"), 1e-5)
+        assert_same_weights(tmp_path / name, tmp_path / "alone")
+
+
+@pytest.mark.slow
+def test_norms_of_single_heads_hear_of_all_heads(tmp_path: Path, tiny_tokens: Path) -> None:
+    """Qwen3's q_norm and k_norm are whole on every process that has some of the heads: their gradients are summed."""
+    from transformers import Qwen3Config, Qwen3ForCausalLM
+
+    Qwen3ForCausalLM(Qwen3Config(vocab_size=97, hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4,
+                                 num_key_value_heads=2, head_dim=8, max_position_embeddings=256, pad_token_id=0, bos_token_id=1,
+                                 eos_token_id=2, tie_word_embeddings=False)).save_pretrained(tmp_path / "model")
+    launch(spec(tmp_path / "alone", tmp_path / "model", tiny_tokens, tokens=2000))
+    launch(*(spec(tmp_path / name, tmp_path / "model", tiny_tokens, tokens=2000, parallel={name: 2}) for name in ("tensor", "pipeline")))
+    for name in ("tensor", "pipeline"):
+        assert_close(steps(tmp_path / name), steps(tmp_path / "alone"), 1e-5)
 
 
 @pytest.mark.slow

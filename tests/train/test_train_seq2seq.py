@@ -23,9 +23,12 @@ SPECIAL = {**{f"<extra_id_{i}>": 199 - i for i in range(60)}, "<R>": 200, "<S>":
 
 @pytest.fixture(scope="module")
 def tokens(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_tokens(tmp_path_factory.mktemp("tokens"))
+
+
+def make_tokens(out: Path) -> Path:
     rng = np.random.default_rng(0)
     texts = [np.append(3 + (int(rng.integers(90)) + np.arange(int(rng.integers(40, 200)))) % 90, 1) for _ in range(80)]
-    out = tmp_path_factory.mktemp("tokens")
     write_tokens(out, {"counting": [(text,) for text in texts]}, vocab_size=203, eos_id=1, special=SPECIAL)
     return out
 

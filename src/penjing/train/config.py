@@ -169,6 +169,8 @@ class TrainConfig(Config):
             raise ValueError("trainable must be all, embeddings, new-rows, head, layers:FIRST-LAST or re:PATTERN")
         if self.fp8 and self.precision not in ("auto", "bf16"):
             raise ValueError("fp8 goes with precision bf16 or auto")
+        if self.fp8 and self.parallel.tensor > 1:
+            raise ValueError("fp8 goes with parallel.shard, context and pipeline, not with parallel.tensor")
         if self.schedule_tokens is not None and self.schedule_offset + self.tokens > self.schedule_tokens:
             raise ValueError("schedule_offset + tokens must not exceed schedule_tokens")
         return self

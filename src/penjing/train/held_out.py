@@ -7,12 +7,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from torch import nn
 
 from penjing.errors import InputError, fault
 from penjing.objectives import causal
@@ -66,43 +68,47 @@ def open_held_out(tokens: Path, *, sequence_length: int, vocab_size: int) -> Hel
     return HeldOut(rows, measure, sequence_length)
 
 
-def bits_per_byte(objective: Objective, held_out: HeldOut, *, device: torch.device,
+def bits_per_byte(objective: nn.Module, held_out: HeldOut, *, device: torch.device,
                   tokens: int | None = None) -> dict[str, float]:
     """Bits per byte of each source (bits per token where its bytes are not known). `tokens`: at most about so many a source."""
     tally = Tally(len(held_out.sources))
-    was_training = objective.training
-    objective.eval()
-    teacher, objective._teacher = objective._teacher, (None,)
-    try:
-        with torch.no_grad():
-            for number, name in enumerate(held_out.sources):
-                for made in held_out.parts(name):
-                    part = made.to(device)
-                    tally.add(part, objective(part).nll_T)
-                    if tokens is not None and tally.sources[number, 1] >= tokens:
-                        break
-    finally:
-        objective._teacher = teacher
-        objective.train(was_training)
+    with _measuring(objective):
+        for number, name in enumerate(held_out.sources):
+            for made in held_out.parts(name):
+                part = made.to(device)
+                tally.add(part, objective(part).nll_T)
+                if tokens is not None and tally.sources[number, 1] >= tokens:
+                    break
     return {name: loss / math.log(2) / held_out.bytes_per_label.get(name, 1.0)
             for name, loss in tally.by_source(held_out.sources).items()}
 
 
-def denoiser_losses(objective: Objective, stream: Any, *, batches: int, device: torch.device) -> list[float]:
+def denoiser_losses(objective: nn.Module, stream: Any, *, batches: int, device: torch.device) -> list[float]:
     """Mean loss of each of UL2's seven denoisers over the same texts of a held-out stream."""
     found = []
+    with _measuring(objective):
+        for denoiser in range(1, 8):
+            tally = Tally(len(stream.sources))
+            for index in range(batches):
+                part = split(stream.denoiser_batch(index, denoiser), slice(None)).to(device)
+                tally.add(part, objective(part).nll_T)
+            found.append(tally.loss)
+    return found
+
+
+@contextmanager
+def _measuring(objective: nn.Module) -> Iterator[None]:
+    """Without gradients, dropout and teachers, whether `objective` is one or a pipeline of several."""
     was_training = objective.training
+    ours = [module for module in objective.modules() if isinstance(module, Objective)]
+    teachers = [one._teacher for one in ours]
     objective.eval()
-    teacher, objective._teacher = objective._teacher, (None,)
+    for one in ours:
+        one._teacher = (None,)
     try:
         with torch.no_grad():
-            for denoiser in range(1, 8):
-                tally = Tally(len(stream.sources))
-                for index in range(batches):
-                    part = split(stream.denoiser_batch(index, denoiser), slice(None)).to(device)
-                    tally.add(part, objective(part).nll_T)
-                found.append(tally.loss)
+            yield
     finally:
-        objective._teacher = teacher
+        for one, teacher in zip(ours, teachers, strict=True):
+            one._teacher = teacher
         objective.train(was_training)
-    return found
