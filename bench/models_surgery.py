@@ -1,11 +1,15 @@
 """Streamed cutting of a made-up checkpoint: bytes per CPU-second and peak memory, beside `cp` and load-slice-save.
 
-python bench/models_surgery.py [--gigabytes 4] [--json] [--keep DIR] [--no-peer]
+python bench/models_surgery.py [--gigabytes 4] [--json] [--no-peer]
+python bench/models_surgery.py --part refit13b [--layers 2] [--samples 32] [--json]
 
 Layers, hidden, heads, FFN and vocabulary are cut in one pass. The peer loads the model with transformers, slices every
 weight with torch by the same plan and saves it with `save_pretrained`; the two results must be equal bit for bit. Each
 contender is a process of its own (CPU seconds and peak resident memory from getrusage); files are read once before, so
 that the disk is not measured.
+
+`--part refit13b` measures the parts of pruning that look at data: calibration, rotation, refit and the cut itself, of two
+layers of 13B shapes to half of every size; and block influence and one greedy round.
 """
 
 from __future__ import annotations
@@ -172,19 +176,109 @@ def plan_from_headers() -> dict[str, float]:
     return {"sizes_and_price_s": priced - started, "with_every_index_s": time.process_time() - started}
 
 
+def calibration_text(samples: int, vocab: int) -> list[dict[str, np.ndarray]]:
+    """Made-up token ids, 256 a sequence."""
+    return [{"input_ids": row} for row in np.random.default_rng(0).integers(0, vocab, (samples, 256))]
+
+
+def make_layers(path: Path, layers: int) -> None:
+    """A LLaMA-13B with few layers, weights as small as trained ones, norms of one."""
+    config = {**LAYER_13B, "num_hidden_layers": layers}
+    block = (np.random.default_rng(0).standard_normal(8 << 20).astype(np.float32) * 0.02).view(np.uint32) >> 16
+    bits = block.astype(np.uint16)
+
+    def chunks(items: int, kind: str) -> list[np.ndarray]:
+        if kind == "norm":
+            return [np.full(items, 0x3F80, np.uint16)]
+        return [bits[: min(bits.size, items - start)] for start in range(0, items, bits.size)]
+
+    write_checkpoint(path, config=config, tensors=[
+        Output(name, "BF16", tensor.shape, lambda shape=tensor.shape, kind=tensor.kind: chunks(int(np.prod(shape)), kind))
+        for name, tensor in of(config).tensors(config).items()])
+
+
+def measure_layers(phase: str, source: Path, work: Path, samples: int) -> dict[str, float]:
+    """CPU seconds of one phase over a model that is read layer by layer; calibration is left in `work` for the next."""
+    import torch
+
+    from penjing.prune import cut, depth, importance, plan, width
+    from penjing.prune.refit import refit
+    from penjing.prune.rotation import pca
+
+    torch.set_num_threads(1)
+    took: dict[str, float] = {}
+
+    def timed(name: str, make: Any) -> Any:
+        started = time.process_time()
+        made = make()
+        took[f"{name}_cpu_s"] = time.process_time() - started
+        return made
+
+    with open_checkpoint(source) as checkpoint:
+        config = checkpoint.config
+        text = calibration_text(samples, config["vocab_size"])
+        context = width.Context(checkpoint, samples=text, work=work)
+        if phase == "calibrate":
+            timed("calibrate", lambda: importance.calibration_of(context))
+        elif phase == "depth":
+            model = depth.layered(source)
+            timed("block_influence", lambda: depth.influence(model, text))
+            timed("greedy_one_layer", lambda: depth.greedy(model, {"layers": 1}, text))
+        else:
+            sizes = {"hidden": 2560, "ffn": 6912, "heads": 20, "kv_heads": 20}
+            scores = importance.output_energy(context, width.shrinking_units(config, sizes))
+            made = plan.build(config, keep=width.select(config, sizes, scores))
+            turned = timed("rotation", lambda: pca(made, context))
+            fitted = timed("refit", lambda: refit(turned, context, streamed=True))
+            timed("cut", lambda: cut.apply(fitted, checkpoint, work / "cut"))
+    return took
+
+
+def layers_of_a_13b(options: argparse.Namespace) -> dict[str, Any]:
+    folder = options.folder or Path(tempfile.mkdtemp(prefix="penjing-refit13b-"))
+    figures: dict[str, Any] = {"layers": options.layers, "tokens": 256 * options.samples}
+    try:
+        if not (folder / "source" / "config.json").exists():
+            make_layers(folder / "source", options.layers)
+        for phase in options.phases.split(","):
+            command = [sys.executable, __file__, "--as", phase, "--source", str(folder / "source"), "--out", str(folder / "work"),
+                       "--samples", str(options.samples)]
+            done = subprocess.run(command, env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True, check=False)
+            if done.returncode:
+                raise SystemExit(done.stderr[-3000:])
+            figures[phase] = json.loads(done.stdout.splitlines()[-2]) | {"peak_mb": float(done.stdout.split()[-1])}
+        return figures
+    finally:
+        if options.folder is None:
+            shutil.rmtree(folder)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--gigabytes", type=float, default=4.0)
     parser.add_argument("--json", action="store_true")
     parser.add_argument("--no-peer", action="store_true", help="only cp and ours: for sources larger than memory")
+    parser.add_argument("--part", choices=["cut", "refit13b"], default="cut")
+    parser.add_argument("--layers", type=int, default=2, help="refit13b: layers of the made-up model")
+    parser.add_argument("--samples", type=int, default=32, help="refit13b: calibration sequences of 256 tokens")
+    parser.add_argument("--phases", default="calibrate,refit,depth", help="refit13b: what to measure")
+    parser.add_argument("--folder", type=Path, help="refit13b: where the made-up model and its calibration stay, so that phases can be run one by one")
     parser.add_argument("--as", dest="mode")
     parser.add_argument("--source", type=Path)
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()
     if options.mode:
-        {"ours": ours, "peer": peer}[options.mode](options.source, options.out)
+        if options.mode in ("ours", "peer"):
+            {"ours": ours, "peer": peer}[options.mode](options.source, options.out)
+        else:
+            print(json.dumps(measure_layers(options.mode, options.source, options.out, options.samples)))
         status = Path("/proc/self/status").read_text(encoding="ascii")
         print(int(status.partition("VmHWM:")[2].split()[0]) / 1024)
+        return
+    if options.part == "refit13b":
+        figures = layers_of_a_13b(options) | {"machine": {"processor": platform.machine(), "cores": os.cpu_count(),
+                                                          "load": os.getloadavg()[0]}}
+        print(json.dumps(figures) if options.json else json.dumps(figures, indent=2))
         return
     folder = Path(tempfile.mkdtemp(prefix="penjing-surgery-"))
     try:

@@ -8,7 +8,9 @@ residual stream, masks, T5's position bias) stays on its own stack, and weights 
 
 from __future__ import annotations
 
+import ctypes
 import importlib
+import sys
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -96,6 +98,7 @@ class Layered:
         """Give a layer's memory back."""
         if self.streamed:
             self._drop(name for name in self.table if name.startswith(f"{layer}."))
+            give_back()
 
     def on_demand(self) -> list[Any]:
         """Hooks that read each module's weights just before it runs, instead of whole layers; `release_used` gives them back.
@@ -113,6 +116,7 @@ class Layered:
         """Give back what the hooks of `on_demand` read."""
         self._drop(self._used)
         self._used.clear()
+        give_back()
 
     def read(self, name: str, rows: Any = None) -> np.ndarray:
         """A weight of the table as float32, from the files or as it was changed."""
@@ -210,6 +214,13 @@ class Layered:
         for alias in self._names[name]:
             owner, _, attribute = alias.rpartition(".")
             self.model.get_submodule(owner)._parameters[attribute] = parameter
+
+
+def give_back() -> None:
+    """Let the C library give freed memory back to the system: what threads freed it would keep, a third more at the peak."""
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
+    if trim is not None:
+        trim(0)
 
 
 def fits(config: Mapping[str, Any]) -> bool:

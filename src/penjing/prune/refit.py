@@ -34,7 +34,7 @@ from penjing.prune.arrays import Store, StoredArray
 from penjing.prune.calibrate import Calibration, batches_of
 from penjing.prune.cut import CutView
 from penjing.prune.importance import calibration_of
-from penjing.prune.layerwise import Layered, Passes
+from penjing.prune.layerwise import Layered, Passes, give_back
 from penjing.prune.plan import Operation, PruningPlan, source_names, unit_sizes, with_operations
 from penjing.prune.rotation import basis_of, head_factor
 from penjing.prune.width import Context
@@ -292,6 +292,8 @@ class _Fit:
         dtype = "BF16" if model.dtype(new) == "BF16" else "F32"
         self.found[new] = self.store.add(new, shape[::-1] if transposed else shape, blocks, dtype=dtype)
         model.change(new, self.found[new])
+        if model.streamed:
+            give_back()
 
 
 def _rows(matrix: torch.Tensor, start: int, stop: int) -> torch.Tensor:
