@@ -173,7 +173,15 @@ def plan_from_headers() -> dict[str, float]:
     keep = width.select(config, sizes, {unit: rng.permutation(size) for unit, size in units.items()})
     made = plan.build(config, keep=keep, layers={"layers": range(sizes.get("layers", family.sizes(config)["layers"]))})
     made.to_json()
-    return {"sizes_and_price_s": priced - started, "with_every_index_s": time.process_time() - started}
+    indexed = time.process_time()
+    with tempfile.TemporaryDirectory() as folder:
+        (Path(folder) / "config.json").write_text(json.dumps(config), encoding="utf-8")
+        before, begun = resource.getrusage(resource.RUSAGE_CHILDREN), time.monotonic()
+        command = [sys.executable, "-m", "penjing", "plan", "prune", folder, "--keep", "0.4"]
+        subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+        after, wall = resource.getrusage(resource.RUSAGE_CHILDREN), time.monotonic() - begun
+    cpu = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+    return {"sizes_and_price_s": priced - started, "with_every_index_s": indexed - started, "command_cpu_s": cpu, "command_wall_s": wall}
 
 
 def calibration_text(samples: int, vocab: int) -> list[dict[str, np.ndarray]]:
@@ -258,11 +266,11 @@ def main() -> None:
     parser.add_argument("--gigabytes", type=float, default=4.0)
     parser.add_argument("--json", action="store_true")
     parser.add_argument("--no-peer", action="store_true", help="only cp and ours: for sources larger than memory")
-    parser.add_argument("--part", choices=["cut", "refit13b"], default="cut")
+    parser.add_argument("--part", choices=["cut", "plan70b", "refit13b"], default="cut")
     parser.add_argument("--layers", type=int, default=2, help="refit13b: layers of the made-up model")
     parser.add_argument("--samples", type=int, default=32, help="refit13b: calibration sequences of 256 tokens")
     parser.add_argument("--phases", default="calibrate,refit,depth", help="refit13b: what to measure")
-    parser.add_argument("--folder", type=Path, help="refit13b: where the made-up model and its calibration stay, so that phases can be run one by one")
+    parser.add_argument("--folder", type=Path, help="refit13b: where model and calibration stay, to run phases one by one")
     parser.add_argument("--as", dest="mode")
     parser.add_argument("--source", type=Path)
     parser.add_argument("--out", type=Path)
@@ -275,8 +283,8 @@ def main() -> None:
         status = Path("/proc/self/status").read_text(encoding="ascii")
         print(int(status.partition("VmHWM:")[2].split()[0]) / 1024)
         return
-    if options.part == "refit13b":
-        figures = layers_of_a_13b(options) | {"machine": {"processor": platform.machine(), "cores": os.cpu_count(),
+    if options.part != "cut":
+        figures = (layers_of_a_13b(options) if options.part == "refit13b" else plan_from_headers()) | {"machine": {"processor": platform.machine(), "cores": os.cpu_count(),
                                                           "load": os.getloadavg()[0]}}
         print(json.dumps(figures) if options.json else json.dumps(figures, indent=2))
         return
