@@ -164,6 +164,33 @@ def test_a_hung_unit_is_reported_and_given_up(monkeypatch: pytest.MonkeyPatch, c
     assert "work: unit 'u1' has used no processor time for" in capsys.readouterr().err
 
 
+def test_workers_of_the_package_wait_for_the_next_stage_and_others_do_not(tmp_path: Path) -> None:
+    from penjing.data import engine_local
+    from penjing.data.document import CorpusWriter, documents
+    from penjing.stages.normalise import normalise_unit
+
+    engine_local.let_go()
+    with CorpusWriter(tmp_path / "raw", provenance={}) as writer:
+        for shard in "ab":
+            writer.write(documents([{"id": shard, "text": "A text in plain English words.", "source": "s"}]), shard=shard)
+    settings = {"languages": ["en"], "min_score": {"en": 0.5}}
+    todo = [{"name": shard, "shard": tmp_path / "raw" / f"{shard}.parquet", "out": tmp_path / "out", "settings": settings}
+            for shard in "ab"]
+    first = map_shards(normalise_unit, todo, job=Job(workers=2), label="normalise")
+    waiting = engine_local.spare_workers()
+    assert len(waiting) == 2
+    assert map_shards(normalise_unit, todo, job=Job(workers=2), label="normalise") == first
+    assert sorted(engine_local.spare_workers()) == sorted(waiting)
+    map_shards(square, units(2), job=Job(workers=2), label="squares")
+    assert sorted(engine_local.spare_workers()) == sorted(waiting)
+    os.kill(waiting[0], signal.SIGKILL)  # one that dies while it waits is replaced without a word
+    while _alive(waiting[0]):
+        time.sleep(0.01)
+    assert map_shards(normalise_unit, todo, job=Job(workers=2), label="normalise") == first
+    engine_local.let_go()
+    assert not engine_local.spare_workers() and not _alive(waiting[1])
+
+
 def test_unknown_engine() -> None:
     with pytest.raises(ConfigError, match="unknown engine 'rya'; expected one of local, thread, ray, slurm; "
                                           "did you mean 'ray'"):

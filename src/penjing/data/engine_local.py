@@ -4,6 +4,9 @@ They are fresh interpreters that import only what the function needs, never the 
 main guard cannot hang. A worker that dies is seen at once as the end of its pipe; its unit is tried once more in a
 fresh worker and then named in the fault. A unit that has used no processor time for a while is reported, and given
 up after `GIVE_UP_SECONDS`.
+
+Workers that have run functions of this package wait for the next stage, because starting one costs as much as a megabyte of
+work in every stage (interpreter, compiled kernels, tables); `KEEP_SECONDS` after the last use they are let go.
 """
 
 from __future__ import annotations
@@ -14,9 +17,11 @@ import selectors
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import IO, Any
 
 from penjing import errors
@@ -27,6 +32,7 @@ from penjing.errors import PenjingError, fault
 
 REPORT_IDLE_SECONDS = 20.0
 GIVE_UP_SECONDS = float(os.environ.get("PENJING_GIVE_UP_SECONDS", "900"))
+KEEP_SECONDS = 20.0
 ATTEMPTS = 2
 
 
@@ -38,6 +44,28 @@ class _Worker:
     cpu_s: float = 0.0
     moved: float = 0.0
     reported: bool = False
+    setting: tuple[object, ...] = ()
+    """What it was started under: a worker is used again only where a new one would be the same."""
+
+
+_spare: list[_Worker] = []
+_spare_lock = threading.Lock()
+_spare_timer: threading.Timer | None = None
+
+
+def let_go() -> None:
+    """End the workers that wait for another stage."""
+    with _spare_lock:
+        workers = list(_spare)
+        _spare.clear()
+    for worker in workers:
+        _end(worker)
+
+
+def spare_workers() -> list[int]:
+    """Process numbers of the workers that wait for another stage."""
+    with _spare_lock:
+        return [worker.process.pid for worker in _spare]
 
 
 def run_processes(function: Function, units: Sequence[Unit], waiting: list[int], *, job: Job,
@@ -48,6 +76,7 @@ def run_processes(function: Function, units: Sequence[Unit], waiting: list[int],
     attempts = dict.fromkeys(waiting, 0)
     selector = selectors.DefaultSelector()
     workers: list[_Worker] = []
+    keep = place.startswith("penjing.")
     failure: BaseException | None = None
     try:
         while (queue and failure is None) or any(worker.index is not None for worker in workers):
@@ -55,7 +84,7 @@ def run_processes(function: Function, units: Sequence[Unit], waiting: list[int],
                 break
             if failure is None:
                 while queue and len(workers) < job.workers:
-                    workers.append(_start(selector))
+                    workers.append(_take(selector, reuse=keep))
                 for worker in workers:
                     if worker.index is None and queue:
                         worker.index = queue.pop()
@@ -92,7 +121,12 @@ def run_processes(function: Function, units: Sequence[Unit], waiting: list[int],
         stop_if_asked(job, label)
     finally:
         for worker in list(workers):
-            _retire(selector, workers, worker)
+            if keep and worker.index is None and worker.process.poll() is None:
+                workers.remove(worker)
+                selector.unregister(_pipe(worker.process.stdout))
+                _set_aside(worker)
+            else:
+                _retire(selector, workers, worker)
         selector.close()
 
 
@@ -100,7 +134,34 @@ class _Died(Exception):  # noqa: N818 - a signal between the two functions below
     pass
 
 
-def _start(selector: selectors.BaseSelector) -> _Worker:
+def _take(selector: selectors.BaseSelector, *, reuse: bool) -> _Worker:
+    """A worker that waits, or a new one."""
+    setting = (tuple(sys.path), tuple(sorted(os.environ.items())), Path.cwd())
+    while reuse:
+        with _spare_lock:
+            worker = next((one for one in _spare if one.setting == setting), None)
+            if worker is None:
+                break
+            _spare.remove(worker)
+        if worker.process.poll() is None:
+            selector.register(_pipe(worker.process.stdout), selectors.EVENT_READ, worker)
+            return worker
+        _end(worker)
+    return _start(selector, setting)
+
+
+def _set_aside(worker: _Worker) -> None:
+    global _spare_timer
+    with _spare_lock:
+        _spare.append(worker)
+        if _spare_timer is not None:
+            _spare_timer.cancel()
+        _spare_timer = threading.Timer(KEEP_SECONDS, let_go)
+        _spare_timer.daemon = True
+        _spare_timer.start()
+
+
+def _start(selector: selectors.BaseSelector, setting: tuple[object, ...]) -> _Worker:
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
     for name in ("OMP_NUM_THREADS", "NUMBA_NUM_THREADS", "POLARS_MAX_THREADS"):
         environment[name] = "1"
@@ -108,7 +169,7 @@ def _start(selector: selectors.BaseSelector) -> _Worker:
                                stdout=subprocess.PIPE, env=environment)
     assert process.stdout is not None
     os.set_blocking(process.stdout.fileno(), False)
-    worker = _Worker(process, moved=time.monotonic())
+    worker = _Worker(process, moved=time.monotonic(), setting=setting)
     selector.register(process.stdout, selectors.EVENT_READ, worker)
     return worker
 
@@ -170,8 +231,14 @@ def _watch(workers: list[_Worker], units: Sequence[Unit], label: str) -> None:
 def _retire(selector: selectors.BaseSelector, workers: list[_Worker], worker: _Worker) -> None:
     workers.remove(worker)
     selector.unregister(_pipe(worker.process.stdout))
+    _end(worker)
+
+
+def _end(worker: _Worker) -> None:
+    """Close its pipes; kill it when it is busy."""
     busy = worker.index is not None
     try:
+        _pipe(worker.process.stdin).write(b"\n")  # an empty line ends it, even where a forked process holds the pipe open
         _pipe(worker.process.stdin).close()
     except BrokenPipeError:
         busy = True

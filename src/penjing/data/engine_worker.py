@@ -1,7 +1,7 @@
 """The other end of `engine_local`: reads units from stdin, answers on what was stdout; prints of the function go to
 stderr.
 
-When the pipe from the parent closes, the parent is gone and the worker ends at once, in the middle of a unit if
+An empty line ends it. When the pipe from the parent closes, the parent is gone and the worker ends at once, in the middle of a unit if
 need be: outputs are atomic, so nothing half-written stays.
 """
 
@@ -38,6 +38,8 @@ def main() -> None:
 
 def _listen(lines: queue.Queue[bytes]) -> None:
     for line in sys.stdin.buffer:
+        if not line.strip():
+            break
         lines.put(line)
     os._exit(0)
 

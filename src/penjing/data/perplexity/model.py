@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import polars as pl
 from numba import njit
 
 from penjing.data.dedup.fold import mix64
@@ -83,6 +82,8 @@ def fill_entries(keys: np.ndarray, log_probabilities: np.ndarray, log_backoffs: 
 
 def write_arpa(path: Path, orders: Sequence[Smoothed], words: Sequence[str]) -> None:
     """The model as ARPA text, which kenlm, SRILM and others read."""
+    import polars as pl
+
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.tmp")
     spelled = pl.Series("words", list(words))
