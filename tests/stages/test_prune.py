@@ -144,6 +144,7 @@ def test_with_text_every_choice_is_measured_and_the_cut_refitted(stories: Path, 
     assert (how["authors"]["importance"], how["authors"]["rotation"], how["authors"]["refit"]) == ("random", "none", False)
     losses = {name: item["loss_after"] for name, item in figures.items()}
     assert losses["auto"] < losses["unfitted"] < losses["authors"]
+    assert not any((tmp_path / name / "state").exists() for name in figures)
 
 
 def test_auto_leaves_out_a_refit_that_the_architecture_does_not_allow(tmp_path: Path) -> None:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import shutil
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
@@ -34,7 +35,7 @@ class Config(Request):
 
     `auto` is what `bench/prune_quality.py` found best among what the inputs allow: with text (tokens or corpus) measured choices and
     a refit, without text OpenBA-V2's spaced layers and random places. It stays with the latter where importance is set to random or
-    magnitude, or norm_scale is set.
+    magnitude, or norm_scale to mask.
     """
 
     depth_rule: Literal["auto", "spaced", "block-influence", "greedy", "best", "list"] = "auto"  # type: ignore[assignment]
@@ -61,6 +62,12 @@ class Config(Request):
 
 
 def run(config: Config, inputs: Inputs, out: Path, job: Job) -> dict[str, Any]:
+    figures = _carry_out(config, inputs, out, job)
+    shutil.rmtree(out / "state", ignore_errors=True)
+    return figures
+
+
+def _carry_out(config: Config, inputs: Inputs, out: Path, job: Job) -> dict[str, Any]:
     with open_checkpoint(inputs["checkpoint"]) as source:
         samples, unseen = calibration_samples(config, source, inputs)
         config, optional = decided(config, source.config, text=bool(samples))
@@ -68,9 +75,13 @@ def run(config: Config, inputs: Inputs, out: Path, job: Job) -> dict[str, Any]:
             plan = plans.load(Path(inputs["plan"]))
             measured: dict[str, Any] = {}
         else:
-            plan, measured = make_plan(config, source, samples)
+            work = out / "state" if samples else None
+            if work is not None:
+                work.mkdir(parents=True, exist_ok=True)
+            plan, measured = make_plan(config, source, samples, work=work, job=job)
             if optional:
-                plan = refitted(plan, config, source, samples)
+                settings = {**config.importance_settings, "untie": config.untie or bool(config.importance_settings.get("untie"))}
+                plan = refitted(plan, width.Context(source, seed=config.seed, samples=samples, work=work, settings=settings, job=job))
         figures = describe(plan) | measured
         if config.plan_only:
             plan.save(out)
@@ -89,7 +100,7 @@ def run(config: Config, inputs: Inputs, out: Path, job: Job) -> dict[str, Any]:
 
 def decided(config: Config, model: Mapping[str, Any], *, text: bool) -> tuple[Config, bool]:
     """The settings with every `auto` decided, and whether a refit is to be tried on top that may turn out not to be possible."""
-    measured = text and config.importance not in ("random", "magnitude") and config.norm_scale == "none"
+    measured = text and config.importance not in ("random", "magnitude") and config.norm_scale != "mask"
     small = 4.0 * cost.count_parameters(model) < 2e9
     decisions = {
         "depth_rule": "spaced" if not measured else "best" if small else "block-influence",
@@ -101,14 +112,14 @@ def decided(config: Config, model: Mapping[str, Any], *, text: bool) -> tuple[Co
     return config.model_copy(update=values), measured and config.refit == "auto"
 
 
-def refitted(plan: plans.PruningPlan, config: Config, source: Checkpoint, samples: Sequence[Mapping[str, np.ndarray]]) -> plans.PruningPlan:
+def refitted(plan: plans.PruningPlan, context: width.Context) -> plans.PruningPlan:
     """The plan refitted; as it is, with a note, where the architecture does not allow it. A plan that cuts nothing is left alone."""
     from penjing.prune.refit import refit
 
     if plan.source_config == plan.target_config:
         return plan
     try:
-        plan = refit(plan, width.Context(source, seed=config.seed, samples=samples, settings=config.importance_settings))
+        plan = refit(plan, context, job=context.job)
     except InputError as problem:
         console.say(f"not refitted: {problem}")
         return plan
