@@ -346,6 +346,9 @@ class Bench:
                 path = self.cut(name, self.base, layers=kept)
                 self.memo(f"cut/{name}", self.loss, path)
                 self.memo(f"kd/{name}", self.recovered, path, teacher=True)
+            kept = depth.kept(8, sets["spaced"])
+            name = "layers-" + "".join(map(str, kept)) + "-refit"
+            self.memo(f"cut/{name}", self.loss, self.cut(name, self.base, layers=kept, refit=True))
             kept = depth.kept(8, self.memo.values[f"layers/-{drop} best"])  # type: ignore[arg-type]
             name = "layers-" + "".join(map(str, kept)) + "-refit"
             path = self.cut(name, self.base, layers=kept, refit=True)
