@@ -284,3 +284,50 @@ def test_layout_that_does_not_fit_the_processes_is_refused(tmp_path: Path, tiny_
 
     with pytest.raises(ConfigError, match=r"the layout does not fit the number of processes; found 4 = .*nproc-per-node 4"):
         start(ParallelConfig(shard=2, tensor=2))
+
+
+def test_layouts_that_cannot_be_are_refused_in_words(tiny_tokens: Path) -> None:
+    from penjing.errors import ConfigError
+    from penjing.objectives.stream import StreamConfig, build_stream
+    from penjing.train.feed import Place, prepare_step
+
+    stream = build_stream(StreamConfig(sequence_length=64, batch_rows=4, packing="best-fit"), tiny_tokens)
+    with pytest.raises(ConfigError, match="batch_rows: the rows of a batch do not divide among the processes; found 4"):
+        prepare_step(stream, 0, micro_rows=None, place=Place(0, 3))
+    with pytest.raises(ConfigError, match="micro_rows: the micro-batches do not suit the pipeline; found 4 rows a process in parts of "
+                       "4; expected at least 2 equal micro-batches for parallel.pipeline 2; set micro_rows to one of 2, 1"):
+        prepare_step(stream, 0, micro_rows=4, place=Place(pipeline=2))
+    with pytest.raises(ConfigError, match="batch_rows: the micro-batches do not suit the pipeline.*set batch_rows to a multiple of 16"):
+        prepare_step(stream, 0, micro_rows=None, place=Place(pipeline=8))
+    with pytest.raises(ConfigError, match="parallel.context: rows cannot be cut into equal parts; found 3; expected a divisor of "
+                       "sequence_length 64"):
+        prepare_step(stream, 0, micro_rows=None, place=Place(contexts=3))
+    assert len(prepare_step(stream, 0, micro_rows=None, place=Place(pipeline=2)).parts) == 4
+
+
+def test_models_that_cannot_be_a_pipeline_are_refused_in_words(checkpoint: Path, tmp_path: Path) -> None:
+    import torch
+
+    from penjing.errors import ConfigError
+    from penjing.train.config import ParallelConfig
+    from penjing.train.distributed import World
+    from penjing.train.model import load
+    from penjing.train.pipeline import split, stretch
+    from tests.train import test_train_seq2seq as openba
+
+    def world(**ways: int) -> World:
+        parallel = ParallelConfig(**ways)
+        return World(0, parallel.world, torch.device("cpu"), parallel)
+
+    with pytest.raises(ConfigError, match="parallel.pipeline: a pipeline cannot be made of openba; expected one of codegen, glm"):
+        split(load(openba.make("openba", tmp_path)), world(pipeline=2), trained=set())
+    with pytest.raises(ConfigError, match="more pipeline stages than layers; found 8 = pipeline 4 x pipeline_chunks 2; expected at most 4"):
+        split(load(checkpoint), world(pipeline=4, pipeline_chunks=2), trained=set())
+    model = load(checkpoint)
+    with pytest.raises(ConfigError, match="trainable: process 0 of the pipeline would have nothing to train"):
+        split(model, world(pipeline=2), trained={"model.layers.3.mlp.up_proj.weight"})
+    stages, shared = split(model, world(pipeline=2), trained={name for name, _ in model.named_parameters()})
+    assert shared == {"model.embed_tokens.weight"}
+    names = [name for name, _ in stages[0].named_parameters()]
+    assert {name.split(".")[2] for name in names if "layers" in name} == {"0", "1"} and names[0] == "model.embed_tokens.weight"
+    assert stretch([1, 1, 1, 1], 2, 2) == [range(0, 3), range(3, 4)] and stretch([5, 1, 1, 1], 0, 2) == [range(0, 1), range(1, 4)]
