@@ -115,3 +115,45 @@ def test_drift_against_a_reference_is_seen(tmp_path: Path) -> None:
 def test_a_missing_word_list_is_named(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="no readable word list"):
         run(tmp_path / "out", corpus(tmp_path / "in", 5), toxic_words=["/nowhere/words.txt"])
+
+
+def test_strata_are_filled_up_and_the_claim_stays_on_the_random_part(tmp_path: Path) -> None:
+    rows = [{"id": f"d{i}", "text": f"text {i}", "lang": "en", "source": "rare" if i % 50 == 0 else "web"} for i in range(2000)]
+    rows[100]["text"] = BAD["privacy"]
+    with CorpusWriter(tmp_path / "in", provenance={}) as writer:
+        for shard in range(3):
+            writer.write(documents(rows[shard::3]), f"part-{shard:05d}")
+    plain = run(tmp_path / "plain", tmp_path / "in", least=400)
+    report = run(tmp_path / "strata", tmp_path / "in", least=400, strata=["source", "length"], per_stratum=35, workers=2)
+    assert report["sampled"] == plain["sampled"] == 400
+    assert report["decision"] == plain["decision"] and report["metrics"] == plain["metrics"]
+    strata = report["strata"]["strata"]
+    assert set(strata) == {"source=rare length<250", "source=web length<250"}
+    rare = strata["source=rare length<250"]
+    assert rare["documents"] == 40 and rare["n"] == 35
+    assert report["strata"]["read"] > 400
+    assert run(tmp_path / "again", tmp_path / "in", least=400, strata=["source", "length"], per_stratum=35) == report
+
+
+def test_a_sequential_plan_stops_early_and_says_what_it_risks(tmp_path: Path) -> None:
+    clean = corpus(tmp_path / "clean", 900)
+    settings = {"plan": "sequential", "claim": 0.02, "good": 0.005, "least": 800, "gate": True}
+    said = run(tmp_path / "yes", clean, **settings)["decision"]["sequential"]
+    assert said["answer"] == "accept" and said["n"] == said["plan"]["first"] < 300
+    assert said["operating"]["0.02"]["accepts"] <= 0.05
+    bad = corpus(tmp_path / "bad", 900, dict.fromkeys(range(0, 900, 20), "privacy"))
+    with pytest.raises(GateError, match=r"the sequential plan does not accept fewer than 0\.02 defects at 0\.95; found refuse after \d+"):
+        run(tmp_path / "no", bad, **settings)
+    with pytest.raises(GateError, match=r"found undecided after 100 documents with 0 unqualified; raise least"):
+        run(tmp_path / "few", clean, **{**settings, "least": 100})
+    with pytest.raises(ValueError, match="good below claim"):
+        audit.Config(plan="sequential", good=0.01)
+
+
+def test_the_report_says_what_share_of_planted_defects_the_detectors_see(tmp_path: Path) -> None:
+    report = run(tmp_path / "out", corpus(tmp_path / "in", 100))
+    privacy = report["detectors"]["privacy"]
+    assert privacy["planted"] == 60 and 0.4 < privacy["recall"] < 1
+    assert privacy["forms"]["e-mail"] == "8/8" and privacy["forms"]["e-mail with (at)"] == "0/8"
+    assert "toxic" not in report["detectors"]
+    assert "detectors" not in run(tmp_path / "off", tmp_path / "in", known_bad=False)

@@ -55,6 +55,8 @@ class Verdict:
     readers: list[str]
     defect_ids: list[str]
     by_class: dict[str, int]
+    sequence: list[bool]
+    """Whether each sampled document is a defect, in the order of the sheet up to the first that was not read by both."""
 
 
 def make_sheet(
@@ -67,7 +69,10 @@ def make_sheet(
     """
     if not sample.is_file():
         raise InputError(fault("no sample here", where=sample, expected="sample.parquet of an audit stage"))
-    rows = pq.read_table(sample, columns=["id", "lang", "source", "text"]).to_pylist()[:most]
+    table = pq.read_table(sample)
+    if "core" in table.column_names:  # documents that only fill up strata would bend the rate of the whole
+        table = table.filter(table.column("core"))
+    rows = table.select(["id", "lang", "source", "text"]).slice(0, most).to_pylist()
     items = [{**row, "planted": False} for row in rows]
     items += [
         {"id": f"planted/{number}", "lang": None, "source": None, "text": text, "planted": True}
@@ -134,9 +139,12 @@ def conclude(items: Iterable[dict[str, Any]], marks: dict[str, dict[str, str]]) 
     counts = {"read": 0, "defects": 0, "planted": 0, "found": 0, "disagreements": 0, "unsettled": 0}
     defect_ids: list[str] = []
     by_class: dict[str, int] = {}
+    sequence: list[bool] = []
+    unbroken = True
     for item in items:
         key = item["key"]
         if key not in first or key not in second:
+            unbroken = unbroken and bool(item["planted"])
             continue
         bad = (first[key] != GOOD, second[key] != GOOD)
         cells[bad] += 1
@@ -149,6 +157,8 @@ def conclude(items: Iterable[dict[str, Any]], marks: dict[str, dict[str, str]]) 
             counts["found"] += is_bad
             continue
         counts["read"] += 1
+        if unbroken:
+            sequence.append(is_bad)
         if is_bad:
             counts["defects"] += 1
             defect_ids.append(item["id"])
@@ -161,6 +171,7 @@ def conclude(items: Iterable[dict[str, Any]], marks: dict[str, dict[str, str]]) 
         readers=[name for name in (one, two) if name in marks],
         defect_ids=defect_ids,
         by_class=dict(sorted(by_class.items())),
+        sequence=sequence,
     )
 
 
