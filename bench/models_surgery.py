@@ -284,8 +284,8 @@ def main() -> None:
         print(int(status.partition("VmHWM:")[2].split()[0]) / 1024)
         return
     if options.part != "cut":
-        figures = (layers_of_a_13b(options) if options.part == "refit13b" else plan_from_headers()) | {"machine": {"processor": platform.machine(), "cores": os.cpu_count(),
-                                                          "load": os.getloadavg()[0]}}
+        figures = layers_of_a_13b(options) if options.part == "refit13b" else plan_from_headers()
+        figures["machine"] = {"processor": platform.machine(), "cores": os.cpu_count(), "load": os.getloadavg()[0]}
         print(json.dumps(figures) if options.json else json.dumps(figures, indent=2))
         return
     folder = Path(tempfile.mkdtemp(prefix="penjing-surgery-"))

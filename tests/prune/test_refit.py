@@ -31,7 +31,7 @@ def divergence(path: Path, plan: PruningPlan, model: torch.nn.Module, text: list
     return float(torch.nn.functional.kl_div(cut, whole, log_target=True, reduction="none").sum(-1).mean())
 
 
-@pytest.mark.parametrize("case", ("llama", "gpt2", "codegen", "t5-gated", "openba"))
+@pytest.mark.parametrize("case", ("llama", "gpt2", "codegen", "bloom", "t5-gated", "openba"))
 def test_refit_of_a_whole_model_changes_nothing(case: str, tmp_path: Path) -> None:
     model = tiny.save(case, tmp_path / "model")
     text = samples(seq2seq=model.config.is_encoder_decoder)

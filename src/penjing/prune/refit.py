@@ -98,7 +98,9 @@ class _Fit:
         self.sizes = unit_sizes(plan.source_config)
         self.turned = any(item.kind == "map" for items in plan.operations.values() for item in items)
         self.basis_kD = torch.from_numpy(np.ascontiguousarray(basis_of(plan))) if self.turned else torch.zeros(0)
-        self.norms = [name for name in calibration.order if name in calibration.readers and name in self.new_name]
+        norms = [name for name in calibration.order if name in calibration.readers and name in self.new_name]
+        first = next((place for place, name in enumerate(norms) if calibration.readers[name]), 0)
+        self.norms = norms[first:]  # a norm of the embeddings (BLOOM) comes before the stream begins
         self.gaps = self._gaps(calibration.order)
         teacher = Layered(context.checkpoint.path, streamed=streamed)
         student = Layered(CutView(plan, context.checkpoint), streamed=streamed)

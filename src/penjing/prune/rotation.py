@@ -52,10 +52,10 @@ def rotate(plan: PruningPlan, source: Checkpoint, calibration: Calibration, *, h
     if not 1 <= hidden <= size:
         raise ConfigError(fault("hidden cannot be cut to this size", found=hidden, expected=f"1 to {size}"))
     tied = family.tied(config)
+    size_of_head = family.sizes(config)["vocab"] * (family.sizes(config).get("embed") or hidden)
     if tied and not untie:
         raise ConfigError(fault("input and output embedding are one weight, and a rotation would give the output its own",
-                                fix=f"allow it (untie: {config['vocab_size'] * hidden:,} more parameters) or choose hidden "
-                                "by a metric"))
+                                fix=f"set untie: true ({size_of_head:,} more parameters) or choose hidden by a metric"))
     basis = principal(calibration.arrays["hidden.covariance"] if covariance is None else covariance,
                       centred=family.norm == "layer")[:hidden].astype(np.float32)
     overrides = {"tie_word_embeddings": False} if tied else {}
@@ -71,7 +71,7 @@ def rotate(plan: PruningPlan, source: Checkpoint, calibration: Calibration, *, h
 def pca(plan: PruningPlan, context: Context) -> PruningPlan:
     """Cut hidden along the principal directions of the normalised stream (`rotation: pca` of the prune stage).
 
-    Settings of the metric that it reads: `untie: true` gives a tied model a head of its own.
+    Of the context's settings it reads `untie`: true gives a tied model a head of its own.
     """
     places = plan.keep.get("hidden")
     if places is None:
