@@ -114,9 +114,13 @@ def _lines(data, offsets, table, starts, ends, begins, stops, exact, folded, fac
             while stop < end and data[stop] != 0x0A:
                 stop += 1
             starts[line], ends[line] = position, stop
-            begin, finish, fold = _measure(data, position, stop, table, facts, line)
+            if position == stop:
+                begin = finish = position
+                folded[line] = 0
+            else:
+                begin, finish, folded[line] = _measure(data, position, stop, table, facts, line)
             begins[line], stops[line] = begin, finish
-            exact[line], folded[line] = _hash(data, position, stop), fold
+            exact[line] = _hash(data, position, stop)
             if finish - begin >= 3 and (data[begin] == 0x60 or data[begin] == 0x7E):
                 run = 1
                 while begin + run < finish and data[begin + run] == data[begin]:
@@ -208,6 +212,16 @@ def _measure(data, start, stop, table, facts, line):
                 last_but_two, last_but_one = last_but_one, last
                 before = previous
             last = previous = end_point
+            continue
+        if byte == 0x20:
+            characters += 1
+            bare += 1
+            spaces += 1
+            longest = max(longest, token)
+            token = digits_run = groups = 0
+            url = False
+            before, previous = previous, np.int32(0x20)
+            position += 1
             continue
         if 0xE4 <= byte <= 0xE9:
             point, length = code_point(data, position)
