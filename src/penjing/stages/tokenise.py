@@ -23,7 +23,6 @@ from penjing.config import Config as Settings
 from penjing.contract import Estimate, Inputs, Job
 from penjing.data.engine import map_shards
 from penjing.errors import ConfigError, InputError, fault
-from penjing.files import hash_file
 from penjing.objectives.shards import ShardWriter, dtype_for, open_shard
 from penjing.objectives.tokens import file_name, write_manifest
 from penjing.tokenizer.encode import CHECKED_DOCUMENTS, Encoder, load_encoder
@@ -94,7 +93,7 @@ def run(config: Config, inputs: Inputs, out: Path, job: Job) -> dict[str, Any]:
     sources = _join(results, parts, out, encoder)
     if not sources:
         raise InputError(fault("the corpus has no text to tokenise", where=corpus.path))
-    tokenizer = hash_file(encoder.path)
+    tokenizer = encoder.digest
     write_manifest(out, vocab_size=encoder.vocab_size, eos_id=eos_id, special=encoder.special, sources=sources,
                    tokenizer=tokenizer,
                    sentence_ends=encoder.ids_that_end(SENTENCE_ENDS) if "[sMASK]" in encoder.special else None)

@@ -21,10 +21,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import xxhash
 from numpy.typing import NDArray
 
 from penjing.errors import InputError, fault
-from penjing.files import open_text_bytes, read_json
+from penjing.files import hash_file, open_text_bytes, read_json
 
 GPT2_PATTERN = (r"""'(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+""")
 """What the tokenizers library's ByteLevel pre-tokenizer splits by when `use_regex` is on."""
@@ -62,6 +63,11 @@ class Encoder:
     _check: Encode | None = None
     _checked: int = 0
     notes: list[str] = field(default_factory=list)
+
+    @property
+    def digest(self) -> str:
+        """Hash of what the tokenizer was read from: one file, or tokenizer.json as it was put together from a directory's files."""
+        return hash_file(self.path) if self.path.is_file() else xxhash.xxh3_128_hexdigest(_rebuilt(self.path))
 
     def encode_batch(self, texts: Sequence[str]) -> list[Ids]:
         """The ids of each text. Raises InputError naming the text when it is not valid Unicode (a lone surrogate)."""
@@ -322,7 +328,7 @@ def _from_sentencepiece(file: Path, folder: Path, *, special_tokens: bool, threa
         processor.LoadFromSerializedProto(raw)
     except RuntimeError as error:
         raise InputError(fault("not readable as a SentencePiece model", where=file, found=str(error)[:200])) from error
-    added = _added_tokens(folder)
+    added = _added_tokens(folder) or _implied_tokens(folder, raw)
     size = 1 + max([processor.GetPieceSize() - 1, *added.values()])
     outside = {text: number for text, number in added.items() if number >= processor.GetPieceSize()}
 
@@ -398,6 +404,14 @@ def _added_tokens(folder: Path) -> dict[str, int]:
         decoder = read_json(folder / "tokenizer_config.json").get("added_tokens_decoder") or {}
         added |= {item["content"]: int(number) for number, item in decoder.items()}
     return added
+
+
+def _implied_tokens(folder: Path, raw: bytes) -> dict[str, int]:
+    """Sentinels and modes that T5's and OpenBA's tokenizer classes add without any file saying so."""
+    from penjing.tokenizer.read import implied_tokens, read_model_proto
+
+    tokens = implied_tokens(folder, read_model_proto(raw, where=str(folder)))
+    return {str(token["content"]): int(token["id"]) for token in tokens}
 
 
 def _ends(folder: Path, added: dict[str, int], look_up: Callable[[str], int | None]) -> tuple[int | None, int | None]:

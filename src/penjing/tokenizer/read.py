@@ -86,7 +86,7 @@ def _sentencepiece(path: Path, fast: dict[str, Any] | None, beside: list[dict[st
         raise InputError(fault("SentencePiece model type not supported", where=path, found={3: "word", 4: "char"}.get(
             proto.trainer_spec.model_type, proto.trainer_spec.model_type), expected="unigram or BPE"))
     if fast is None:
-        return of_proto(proto, raw, name=str(path), beside=beside or _sentinels(path.parent, proto))
+        return of_proto(proto, raw, name=str(path), beside=beside or implied_tokens(path.parent, proto))
     vocabulary = of_proto(proto, raw, name=str(path), added=fast["added_tokens"], layout=_without_vocabulary(fast))
     _agree(fast, vocabulary.pieces, path)
     return vocabulary
@@ -255,13 +255,15 @@ def _added_beside(directory: Path) -> list[dict[str, Any]]:
     return [found[index] for index in sorted(found)]
 
 
-def _sentinels(directory: Path, proto: Any) -> list[dict[str, Any]]:
+def implied_tokens(directory: Path, proto: Any) -> list[dict[str, Any]]:
     """Tokens behind the pieces that T5's and OpenBA's tokenizer classes add without any file saying so.
 
     `<extra_id_99>` … `<extra_id_0>`, and for OpenBA the modes `<R>`, `<S>`, `<X>` and the line break.
     """
     config = _json(directory / "tokenizer_config.json") if (directory / "tokenizer_config.json").is_file() else {}
     name = str(config.get("tokenizer_class", ""))
+    if not config and (directory / "config.json").is_file() and _json(directory / "config.json").get("model_type") == "t5":
+        name = "T5Tokenizer"  # what AutoTokenizer takes for such a model
     number = int(config.get("extra_ids", 100 if name.startswith(("T5Tokenizer", "OpenBATokenizer")) else 0))
     contents = [f"<extra_id_{index}>" for index in reversed(range(number))]
     if name.startswith("OpenBATokenizer"):
