@@ -28,7 +28,7 @@ class ShardSaver:
 
     def __init__(self, folder: Path, *, keep: int, world: World) -> None:
         self.folder, self.keep, self.world = folder, keep, world
-        self.stalled_s = 0.0
+        self.stalled_s = self.last_s = 0.0
         self._future: Any = None
         self._sealing: threading.Thread | None = None
         self._broken: BaseException | None = None
@@ -53,7 +53,8 @@ class ShardSaver:
             self._sealing.start()
         if wait:
             self.wait()
-        self.stalled_s += time.perf_counter() - started
+        self.last_s = time.perf_counter() - started
+        self.stalled_s += self.last_s
 
     def wait(self) -> None:
         """Until nothing is being written and what was written has its name."""

@@ -124,6 +124,8 @@ class Saver:
         self._broken: BaseException | None = None
         self.stalled_s = 0.0
         """Seconds training has waited for saving."""
+        self.last_s = 0.0
+        """Of these, the seconds of the last state."""
 
     def save(self, step: int, tensors: dict[str, Tensor], facts: dict[str, Any], *, wait: bool = False) -> None:
         """Copy `tensors` now and write them in the background. A full disk is reported and leaves older states alone."""
@@ -137,7 +139,8 @@ class Saver:
         self._thread.start()
         if wait:
             self.wait()
-        self.stalled_s += time.perf_counter() - started
+        self.last_s = time.perf_counter() - started
+        self.stalled_s += self.last_s
 
     def wait(self) -> None:
         """Until nothing is being written. Raises what went wrong beside the disk."""
