@@ -131,3 +131,11 @@ def test_words_that_moved_are_seen_and_named() -> None:
     assert all(math.isfinite(item) for item in (order["perplexity"]["shift"], order["perplexity"]["stability_index"]))
     empty = language_drift(["", "。"], ["", "!"])
     assert empty["topic"]["state"] == "steady"
+
+
+def test_a_corpus_that_is_its_own_reference_has_not_moved() -> None:
+    rng = np.random.default_rng(3)
+    reference = [" ".join(f"w{n}" for n in rng.integers(0, 3000, 60)) for _ in range(200)]
+    same = language_drift(reference, reference)
+    assert same["topic"]["distance_bits"] == 0
+    assert same["perplexity"]["state"] == "steady" and abs(same["perplexity"]["shift"]) < 0.02

@@ -5,9 +5,10 @@ Both look at one language at a time, on tokens of the skeleton view (a Han chara
 Topic: the Jensen-Shannon distance in bits between the distributions of tokens, 0 for equal ones and 1 for ones without a common token.
 Two samples of one corpus are not at 0, so the distance between the halves of the reference is taken off.
 
-Perplexity: a bigram model (Witten and Bell's interpolation with tokens and a floor) is counted on half of the reference; the other half
-and the corpus are scored. Reported are the relative shift of the geometric mean perplexity, and the stability index of the documents'
-perplexities over the deciles of the reference. It is not the corpus stage's model: it needs nothing but the two samples.
+Perplexity: a bigram model (Witten and Bell's interpolation with tokens and a floor) is counted on each half of the reference. A document
+is scored by the half that does not hold it, one of the corpus by the first half unless its text stands there. Reported are the relative
+shift of the geometric mean perplexity, and the stability index of the documents' perplexities over the deciles of the reference. It is
+not the model of the stage `score`: it needs nothing but the two samples.
 """
 
 from __future__ import annotations
@@ -33,8 +34,13 @@ def language_drift(texts: Sequence[str], reference: Sequence[str]) -> dict[str, 
     distance = _distance(ours, theirs)
     floor = _distance(*halves)
     excess = max(0.0, distance - floor)
-    model = _Bigrams(halves[0])
-    scores, usual = model.score(ours), model.score(halves[1])
+    models = [_Bigrams(half) for half in halves]
+    usual = np.concatenate([models[0].score(halves[1]), models[1].score(halves[0])])
+    known = set(reference[::2])
+    apart = [_Tokens([text for text in texts if (text in known) is held]) for held in (False, True)]
+    scores = np.concatenate([model.score(side) for model, side in zip(models, apart, strict=True)])
+    if not len(scores) or not len(usual):
+        scores = usual = np.zeros(1)  # nothing but single tokens: nothing to compare
     edges = np.quantile(usual, np.linspace(0.1, 0.9, 9))
     index = stability_index(*(_counts(np.searchsorted(edges, values)) for values in (scores, usual)))
     shift = float(np.exp(scores.mean() - usual.mean()) - 1)
@@ -121,7 +127,7 @@ class _Bigrams:
         number = np.bincount(owner, minlength=len(side.offsets) - 1)
         sums = np.bincount(owner, weights=-np.log(chance), minlength=len(side.offsets) - 1)
         found: np.ndarray = sums[number > 0] / number[number > 0]
-        return found if len(found) else np.zeros(1)
+        return found
 
 
 def _pairs(side: _Tokens) -> tuple[np.ndarray, np.ndarray]:
