@@ -71,3 +71,14 @@ def test_a_metric_without_data_says_what_it_needs(tmp_path: Path) -> None:
 
 def test_metrics_are_found_by_name() -> None:
     assert {"activation", "output-energy", "taylor"} <= set(width.data_metrics())
+
+
+def test_a_kept_calibration_serves_only_the_text_it_was_measured_on(tmp_path: Path) -> None:
+    tiny.save("llama", tmp_path / "model")
+    with open_checkpoint(tmp_path / "model") as source:
+        one, other = samples(), samples(seed=5)
+        first = importance.calibration_of(Context(source, samples=one, work=tmp_path))
+        assert np.array_equal(importance.calibration_of(Context(source, work=tmp_path)).arrays["hidden.covariance"],
+                              first.arrays["hidden.covariance"])
+        second = importance.calibration_of(Context(source, samples=other, work=tmp_path))
+        assert not np.array_equal(second.arrays["hidden.covariance"], first.arrays["hidden.covariance"])

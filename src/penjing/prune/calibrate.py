@@ -19,6 +19,7 @@ from typing import Any
 
 import numpy as np
 import torch
+import xxhash
 from torch import nn
 
 from penjing import console
@@ -51,6 +52,8 @@ class Calibration:
     """Fingerprint of the checkpoint that was measured."""
     tokens: int
     sequences: int
+    text: str = ""
+    """Hash of the sequences it was measured on."""
 
     def metric(self, name: str) -> dict[str, np.ndarray]:
         """Unit -> scores [size] of one metric; InputError when the file does not have it."""
@@ -67,7 +70,8 @@ class Calibration:
 
         path = path / FILE if path.is_dir() or not path.suffix else path
         about = {"version": VERSION, "source": self.source, "tokens": self.tokens, "sequences": self.sequences,
-                 "readers": dict(self.readers), "writers": dict(self.writers), "order": self.order}
+                 "readers": dict(self.readers), "writers": dict(self.writers), "order": self.order,
+                 "text": self.text}
         with atomic_write(path) as file:
             file.write(save(dict(sorted(self.arrays.items())), {"penjing": json.dumps(about, sort_keys=True)}))
 
@@ -89,7 +93,7 @@ def load_calibration(path: str | Path) -> Calibration:
     if not isinstance(about, dict) or about.get("version") != VERSION:
         raise InputError(fault("not a calibration of this version", where=path, expected=f"version {VERSION}"))
     return Calibration(arrays, about["readers"], about["writers"], about["order"], about["source"], about["tokens"],
-                       about["sequences"])
+                       about["sequences"], about.get("text", ""))
 
 
 Samples = Sequence[Mapping[str, np.ndarray]]
@@ -131,7 +135,17 @@ def calibrate(path: str | Path, samples: Samples, *, rows: int = 8, streamed: bo
               for name, value in taken.arrays.items()}
     tokens = sum(value.numel() for batch in batches for value in batch.values())
     return Calibration(arrays, taken.readers, {name: unit for name, (unit, _, _) in taken.writers.items()}, taken.order,
-                       open_checkpoint(path).fingerprint(), tokens, len(samples))
+                       open_checkpoint(path).fingerprint(), tokens, len(samples), hash_samples(samples))
+
+
+def hash_samples(samples: Samples) -> str:
+    """One hash of all sequences, in order."""
+    digest = xxhash.xxh3_128()
+    for sample in samples:
+        for name, value in sorted(sample.items()):
+            digest.update(f"{name} {np.shape(value)}".encode())
+            digest.update(np.ascontiguousarray(value, np.int64).data)
+    return digest.hexdigest()
 
 
 def batches_of(config: Mapping[str, Any], samples: Samples, rows: int) -> list[dict[str, torch.Tensor]]:

@@ -12,8 +12,7 @@ from typing import Any
 import numpy as np
 
 from penjing.errors import ConfigError, InputError, fault
-from penjing.files import hash_text
-from penjing.prune.calibrate import FILE, Calibration, calibrate, load_calibration
+from penjing.prune.calibrate import FILE, Calibration, calibrate, hash_samples, load_calibration
 from penjing.prune.width import Context, Scores
 
 _LAST: dict[str, Any] = {}
@@ -48,14 +47,13 @@ def taylor(context: Context, units: Mapping[str, int]) -> Scores:
 
 def calibration_of(context: Context, *, taylor: bool = False) -> Calibration:
     """The calibration of the context's checkpoint on its samples: read from `context.work` when it is there, else measured."""
-    fingerprint = context.checkpoint.fingerprint()
+    fingerprint, text = context.checkpoint.fingerprint(), hash_samples(context.samples)
     file = None if context.work is None else context.work / FILE
     if file is not None and file.is_file():
         found = load_calibration(file)
-        if found.source == fingerprint and (not taylor or "hidden.taylor" in found.arrays):
+        if found.source == fingerprint and (not context.samples or found.text == text) and (not taylor or "hidden.taylor" in found.arrays):
             return found
-    key = hash_text(fingerprint + "".join(sorted(str(np.asarray(value).tobytes()) for sample in context.samples
-                                                 for value in sample.values())))
+    key = fingerprint + text
     if _LAST.get("key") == key and (not taylor or "hidden.taylor" in _LAST["made"].arrays):
         return _LAST["made"]
     if not context.samples:
