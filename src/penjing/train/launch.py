@@ -14,7 +14,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -33,10 +33,14 @@ def launch(spec: Mapping[str, Any], *, processes: int, job: Job, threads: int | 
     Raises what the workers ended with: ConfigError, InputError, GateError or Interrupted by their exit codes; GateError when a
     worker is lost twice without a step in between.
     """
-    out = Path(spec["out"])
+    until_done(lambda: _once(spec, processes, job, threads), Path(spec["out"]), processes)
+
+
+def until_done(once: Callable[[], int], out: Path, processes: int) -> None:
+    """Call `once`, which starts all processes and gives an exit code, until it is 0; faults as `launch` says."""
     reached = -1
     while True:
-        code = _once(spec, processes, job, threads)
+        code = once()
         if code == 0:
             return
         if code in _FAULTS:
