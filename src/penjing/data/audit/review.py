@@ -38,6 +38,8 @@ def serve(folder: Path, *, port: int = 0) -> ThreadingHTTPServer:
             parts = urlsplit(self.path)
             if parts.path == "/":
                 self._send(HTTPStatus.OK, _PAGE.read_bytes(), "text/html; charset=utf-8")
+            elif parts.path == "/favicon.ico":
+                self._send(HTTPStatus.NO_CONTENT, b"", "image/x-icon")
             elif parts.path == "/items":
                 reader = parse_qs(parts.query).get("reader", [""])[0].strip()
                 with lock:
