@@ -127,3 +127,15 @@ def test_a_model_that_does_not_fit_is_chosen_from_layer_by_layer(rule: str, tmp_
     assert whole[0].layers == in_layers[0].layers
     assert in_layers[1].get("loss_by_rule", {}) == pytest.approx(whole[1].get("loss_by_rule", {}), rel=1e-5)
     assert not list((tmp_path / "work").iterdir()) if (tmp_path / "work").exists() else True
+
+
+def test_a_calibration_that_is_needed_anyway_ranks_the_layers_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from penjing.prune import request
+
+    tiny.save("openba", tmp_path)
+    asked = request.Request(layers={"decoder": 2}, depth_rule="block-influence", device="cpu")
+    with open_checkpoint(tmp_path) as source:
+        alone, _ = request.make_plan(asked, source, _samples(True))
+        monkeypatch.delattr(request, "placed")  # no second look at the model
+        with_width, _ = request.make_plan(asked.model_copy(update={"ffn": 16, "importance": "output-energy"}), source, _samples(True))
+    assert with_width.layers == alone.layers

@@ -151,10 +151,14 @@ def loss(
 
 
 def by_influence(
-    model: Any, drops: Mapping[str, int], samples: Sequence[Mapping[str, np.ndarray]]
+    model: Any,
+    drops: Mapping[str, int],
+    samples: Sequence[Mapping[str, np.ndarray]],
+    *,
+    influences: Mapping[str, np.ndarray] | None = None,
 ) -> dict[str, list[int]]:
-    """The layers of least block influence, by stack."""
-    scores = influence(model, samples)
+    """The layers of least block influence, by stack; `influences` are what a calibration has measured of it already."""
+    scores = influence(model, samples) if influences is None else influences
     return {name: sorted(np.argsort(scores[name], kind="stable")[:number].tolist()) for name, number in drops.items()}
 
 
@@ -165,6 +169,7 @@ def greedy(
     note: Callable[[str], None] = lambda text: None,
     *,
     shortlist: int | None = None,
+    influences: Mapping[str, np.ndarray] | None = None,
 ) -> dict[str, list[int]]:
     """Drop one layer at a time, always the one whose loss rises least; stacks take turns by what hurts least.
 
@@ -177,7 +182,7 @@ def greedy(
     counts = {stack.name: family.sizes(config)[stack.size] for stack in family.stacks}
     tryable = {name: list(range(count)) for name, count in counts.items()}
     if shortlist is not None:
-        scores = influence(model, samples) if replay is None else replay.influence()
+        scores = influences or (influence(model, samples) if replay is None else replay.influence())
         for name, number in drops.items():
             tryable[name] = sorted(np.argsort(scores[name], kind="stable")[: max(shortlist, number)].tolist())
     while any(len(gone[name]) < number for name, number in drops.items()):
@@ -203,6 +208,7 @@ def choose(
     note: Callable[[str], None] = lambda text: None,
     shortlist: int | None = None,
     work: Path | None = None,
+    influences: Mapping[str, np.ndarray] | None = None,
 ) -> tuple[dict[str, list[int]], dict[str, Any]]:
     """The layers to drop by stack, and what was measured on the way.
 
@@ -218,15 +224,15 @@ def choose(
         return even, {}
     model = _replay(model, samples, work) or model
     if rule == "block-influence":
-        return by_influence(model, drops, samples), {}
+        return by_influence(model, drops, samples, influences=influences), {}
     if rule == "greedy":
-        return greedy(model, drops, samples, note, shortlist=shortlist), {}
+        return greedy(model, drops, samples, note, shortlist=shortlist, influences=influences), {}
     if rule != "best":
         raise ConfigError(fault(f"unknown depth rule '{rule}'", expected=f"one of {', '.join(RULES)}"))
     sets = {
         "spaced": even,
-        "block-influence": by_influence(model, drops, samples),
-        "greedy": greedy(model, drops, samples, note, shortlist=shortlist),
+        "block-influence": by_influence(model, drops, samples, influences=influences),
+        "greedy": greedy(model, drops, samples, note, shortlist=shortlist, influences=influences),
     }
     losses = {name: loss(model, samples, without=chosen) for name, chosen in sets.items()}
     winner = min(losses, key=lambda name: losses[name])

@@ -271,6 +271,17 @@ def _looks(request: Request) -> bool:
     return request.rotation != "none" or request.refit or request.norm_scale == "calibrated"
 
 
+def _influences(request: Request, context: width.Context) -> dict[str, np.ndarray] | None:
+    """Block influences from the calibration that the plan needs anyway; None when it needs none."""
+    measured = request.importance in width.data_metrics() or _looks(request)
+    if not context.samples or not measured or request.depth_rule in ("spaced", "list"):
+        return None
+    from penjing.prune.importance import calibration_of
+
+    arrays = calibration_of(context, taylor=request.importance == "taylor").arrays
+    return {stack.name: arrays[f"{stack.name}.block_influence"] for stack in context.family.stacks}
+
+
 def _choose_layers(
     request: Request, context: width.Context, layers: Mapping[str, int | list[int]]
 ) -> tuple[dict[str, list[int]], dict[str, Any]]:
@@ -290,7 +301,9 @@ def _choose_layers(
                     fix="give layers or drop_layers as lists, or another depth_rule",
                 )
             )
-        model = None if request.depth_rule == "spaced" else placed(request, source.path)
+        influences = _influences(request, context)
+        ranked = request.depth_rule == "spaced" or (request.depth_rule == "block-influence" and influences is not None)
+        model = None if ranked else placed(request, source.path)
         chosen, measured = depth.choose(
             request.depth_rule,
             source.config,
@@ -300,6 +313,7 @@ def _choose_layers(
             note=console.say,
             shortlist=request.depth_shortlist,
             work=context.work,
+            influences=influences,
         )
         kept |= {name: depth.kept(old[family.stack(name).size], gone) for name, gone in chosen.items()}
     return kept, measured
