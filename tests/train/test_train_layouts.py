@@ -41,7 +41,7 @@ SETTINGS = {"tokens": 4400, "lr": 1e-2, "precision": "fp32", "micro_rows": 2, "s
 DIMENSIONS = ("replicate", "shard", "context", "tensor", "pipeline")
 
 
-def spec(out: Path, checkpoint: Path, tokens: Path, *, stop: int | None = None, stream: dict | None = None,
+def spec(out: Path, checkpoint: Path, tokens: Path, /, *, stop: int | None = None, stream: dict | None = None,
          evaluate: bool = False, **config: object) -> dict:
     """A run for PROGRAM; several in one go save the time that processes need to start."""
     return {"out": str(out), "checkpoint": str(checkpoint), "tokens": str(tokens), "stop": stop, "stream": stream or STREAM,
@@ -77,7 +77,7 @@ def steps(out: Path) -> list[dict]:
     return [line for line in lines if "grad_norm" in line]
 
 
-def run(out: Path, checkpoint: Path, tokens: Path, **more: object) -> list[dict]:
+def run(out: Path, checkpoint: Path, tokens: Path, /, **more: object) -> list[dict]:
     """The steps' figures of one run with the given settings, over as many processes as its layout needs."""
     launch(spec(out, checkpoint, tokens, **more))  # type: ignore[arg-type]
     return steps(out)
@@ -115,7 +115,7 @@ def alone(tmp_path_factory: pytest.TempPathFactory, checkpoint: Path, tiny_token
     return out
 
 
-def several(where: Path, checkpoint: Path, tokens: Path, layouts: list[dict], **more: object) -> dict[str, Path]:
+def several(where: Path, checkpoint: Path, tokens: Path, layouts: list[dict], /, **more: object) -> dict[str, Path]:
     outs = {str(parallel): where / str(number) for number, parallel in enumerate(layouts)}
     launch(*(spec(outs[str(parallel)], checkpoint, tokens, parallel=parallel, evaluate=True, **more)  # type: ignore[arg-type]
              for parallel in layouts))
@@ -330,4 +330,4 @@ def test_models_that_cannot_be_a_pipeline_are_refused_in_words(checkpoint: Path,
     assert shared == {"model.embed_tokens.weight"}
     names = [name for name, _ in stages[0].named_parameters()]
     assert {name.split(".")[2] for name in names if "layers" in name} == {"0", "1"} and names[0] == "model.embed_tokens.weight"
-    assert stretch([1, 1, 1, 1], 2, 2) == [range(0, 3), range(3, 4)] and stretch([5, 1, 1, 1], 0, 2) == [range(0, 1), range(1, 4)]
+    assert stretch([1, 1, 1, 1], 2, 2) == [range(3), range(3, 4)] and stretch([5, 1, 1, 1], 0, 2) == [range(1), range(1, 4)]

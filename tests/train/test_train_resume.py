@@ -25,7 +25,7 @@ def settings(**more: object) -> TrainConfig:
     return TrainConfig(**{"tokens": 4000, "lr": 1e-2, "save_every": 3, "precision": "fp32", **more})
 
 
-def run(out: Path, checkpoint: Path, tokens: Path, *, config: TrainConfig | None = None, **job: object) -> dict:
+def run(out: Path, checkpoint: Path, tokens: Path, /, *, config: TrainConfig | None = None, **job: object) -> dict:
     out.mkdir(parents=True, exist_ok=True)
     return train(config or settings(), checkpoint=checkpoint, stream=build_stream(STREAM, tokens), out=out,
                  job=Job(metrics=out / "metrics.jsonl", **job), identity={"tokens": "a"})

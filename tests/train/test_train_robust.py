@@ -27,11 +27,12 @@ STREAM = {"sequence_length": 64, "batch_rows": 4, "packing": "best-fit"}
 SETTINGS = {"tokens": 2000, "lr": 1e-2, "precision": "fp32", "save_every": 3}
 
 
-def run(out: Path, checkpoint: Path, tokens: Path, *, stop: int = 10**6, stream: dict | None = None, **more: object) -> dict:
+def run(out: Path, checkpoint: Path, tokens: Path, /, *, stop: int = 10**6, stream: dict | None = None, **more: object) -> dict:
     out.mkdir(parents=True, exist_ok=True)
     calls = iter(range(1, 10**7))
     made = build_stream(StreamConfig(**(stream or STREAM)), tokens)
-    return train(TrainConfig(**{**SETTINGS, **more}), checkpoint=checkpoint, stream=made, out=out, job=Job(metrics=out / "metrics.jsonl", stop=lambda: next(calls) >= stop))
+    return train(TrainConfig(**{**SETTINGS, **more}), checkpoint=checkpoint, stream=made, out=out,
+                 job=Job(metrics=out / "metrics.jsonl", stop=lambda: next(calls) >= stop))
 
 
 def lines(out: Path) -> list[dict]:
@@ -48,7 +49,7 @@ def workers(specs: list[dict]) -> list[subprocess.Popen]:
         "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}) for rank, spec in enumerate(specs)]
 
 
-def spec(out: Path, checkpoint: Path, tokens: Path, **config: object) -> dict:
+def spec(out: Path, checkpoint: Path, tokens: Path, /, **config: object) -> dict:
     return {"config": {**SETTINGS, **STREAM, "parallel": {"shard": 2}, **config}, "out": str(out), "metrics": None,
             "inputs": {"checkpoint": str(checkpoint), "tokens": [str(tokens)]}}
 
