@@ -164,6 +164,35 @@ def test_a_hung_unit_is_reported_and_given_up(monkeypatch: pytest.MonkeyPatch, c
     assert "work: unit 'u1' has used no processor time for" in capsys.readouterr().err
 
 
+def spin(unit: dict) -> int:
+    """Hangs on n = 1 in a loop, for two seconds."""
+    began = time.monotonic()
+    while unit["n"] == 1 and time.monotonic() - began < 2:
+        pass
+    return unit["n"]
+
+
+@pytest.mark.parametrize("job", [Job(), Job(workers=2)], ids=["here", "worker"])
+def test_a_unit_that_never_ends_is_named_while_it_runs(job: Job, monkeypatch: pytest.MonkeyPatch,
+                                                       capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr("penjing.data.engine_local.SLOW_SECONDS", 0.1)
+    monkeypatch.setattr("penjing.data.engine_local.SLOW_TIMES", 0.1)
+    map_shards(spin, units(2), job=job, label="work")
+    assert "work: unit 'u1' has been running for" in capsys.readouterr().err
+
+
+def nap(unit: dict) -> int:
+    """Waits for a second and a half without using the processor."""
+    time.sleep(1.5)
+    return unit["n"]
+
+
+def test_a_unit_that_hangs_in_this_process_is_named(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr("penjing.data.engine_local.REPORT_IDLE_SECONDS", 0.3)
+    assert map_shards(nap, units(1), job=Job(), label="work") == [0]
+    assert "work: unit 'u0' has used no processor time for" in capsys.readouterr().err
+
+
 def test_workers_of_the_package_wait_for_the_next_stage_and_others_do_not(tmp_path: Path) -> None:
     from penjing.data import engine_local
     from penjing.data.document import CorpusWriter, documents

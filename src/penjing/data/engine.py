@@ -77,9 +77,13 @@ def _run(function: Function, units: Sequence[Unit], waiting: list[int], *, job: 
 
         yield from run_tasks(function, units, waiting, job=job, label=label)
     elif job.workers <= 1 or (len(waiting) == 1 and job.engine == "local"):
+        from penjing.data.engine_watch import watched
+
         for index in waiting:
             stop_if_asked(job, label)
-            yield index, function(units[index])
+            with watched(label, units[index]["name"]):
+                result = function(units[index])
+            yield index, result
     elif job.engine == "thread":
         yield from _threads(function, units, waiting, job=job, label=label)
     else:

@@ -30,7 +30,9 @@ from penjing.contract import Job
 from penjing.data.engine import Function, Unit, place_of, stop_if_asked
 from penjing.errors import PenjingError, fault
 
-REPORT_IDLE_SECONDS = 20.0
+REPORT_IDLE_SECONDS = 10.0
+SLOW_SECONDS, SLOW_TIMES = 60.0, 10.0
+"""A unit is called slow when it runs longer than a minute and than ten times the longest other one."""
 GIVE_UP_SECONDS = float(os.environ.get("PENJING_GIVE_UP_SECONDS", "900"))
 KEEP_SECONDS = 20.0
 ATTEMPTS = 2
@@ -42,8 +44,10 @@ class _Worker:
     index: int | None = None
     buffer: bytes = b""
     cpu_s: float = 0.0
+    began: float = 0.0
     moved: float = 0.0
     reported: bool = False
+    called_slow: bool = False
     setting: tuple[object, ...] = ()
     """What it was started under: a worker is used again only where a new one would be the same."""
 
@@ -77,6 +81,7 @@ def run_processes(function: Function, units: Sequence[Unit], waiting: list[int],
     selector = selectors.DefaultSelector()
     workers: list[_Worker] = []
     keep = place.startswith("penjing.")
+    longest = 0.0
     failure: BaseException | None = None
     try:
         while (queue and failure is None) or any(worker.index is not None for worker in workers):
@@ -99,6 +104,7 @@ def run_processes(function: Function, units: Sequence[Unit], waiting: list[int],
                     index = worker.index
                     assert index is not None
                     worker.index = None
+                    longest = max(longest, time.monotonic() - worker.began)
                     yield index, _answer(line, units[index])
                 except _Died:
                     _retire(selector, workers, worker)
@@ -115,7 +121,7 @@ def run_processes(function: Function, units: Sequence[Unit], waiting: list[int],
                             "at that unit's file; everything finished so far is kept"))
                 except PenjingError as error:
                     failure = failure or error
-            _watch(workers, units, label)
+            _watch(workers, units, label, longest)
         if failure is not None:
             raise failure
         stop_if_asked(job, label)
@@ -175,7 +181,8 @@ def _start(selector: selectors.BaseSelector, setting: tuple[object, ...]) -> _Wo
 
 
 def _give(worker: _Worker, place: str, unit: Unit) -> None:
-    worker.moved, worker.reported = time.monotonic(), False
+    worker.began = worker.moved = time.monotonic()
+    worker.reported = worker.called_slow = False
     pipe = _pipe(worker.process.stdin)
     try:
         pipe.write(json.dumps({"place": place, "unit": unit}).encode() + b"\n")
@@ -205,12 +212,18 @@ def _answer(line: bytes, unit: Unit) -> Any:
     raise PenjingError(f"unit '{unit['name']}' failed in a worker:\n{answer['text']}")
 
 
-def _watch(workers: list[_Worker], units: Sequence[Unit], label: str) -> None:
+def _watch(workers: list[_Worker], units: Sequence[Unit], label: str, longest: float) -> None:
     import psutil
 
     now = time.monotonic()
     for worker in workers:
-        if worker.index is None or now - worker.moved < 1.0:
+        if worker.index is None:
+            continue
+        slow = slow_after(longest)
+        if now - worker.began > slow and not worker.called_slow:
+            worker.called_slow = True
+            say(slow_unit(label, units[worker.index]["name"], now - worker.began, longest))
+        if now - worker.moved < min(1.0, REPORT_IDLE_SECONDS / 2):
             continue
         try:
             times = psutil.Process(worker.process.pid).cpu_times()
@@ -226,6 +239,17 @@ def _watch(workers: list[_Worker], units: Sequence[Unit], label: str) -> None:
                 f"given up after {GIVE_UP_SECONDS:.0f} s")
         if idle > GIVE_UP_SECONDS:
             worker.process.kill()
+
+
+def slow_after(longest: float) -> float:
+    """Seconds after which a unit is called slow, when the longest so far took `longest` seconds (0 = none has finished)."""
+    return max(SLOW_SECONDS, SLOW_TIMES * longest) if longest else 5 * SLOW_SECONDS
+
+
+def slow_unit(label: str, name: str, seconds: float, longest: float) -> str:
+    """What is said of it."""
+    others = f"others took at most {longest:.0f} s" if longest else "none has finished yet"
+    return f"  {label}: unit '{name}' has been running for {seconds:.0f} s; {others}. It is busy, not dead: a very large part, or a loop"
 
 
 def _retire(selector: selectors.BaseSelector, workers: list[_Worker], worker: _Worker) -> None:
