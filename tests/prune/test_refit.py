@@ -63,7 +63,8 @@ def test_refit_brings_the_cut_model_nearer(case: str, rotate: bool, tmp_path: Pa
     for name, operations in fitted.operations.items():
         for one, two in zip(operations, in_layers.operations[name], strict=True):
             if one.kind == "replace":
-                np.testing.assert_allclose(one.array, two.array, rtol=1e-4, atol=1e-5)
+                # float32 sums in another order, and directions with little energy in them
+                np.testing.assert_allclose(one.array, two.array, atol=5e-4 * float(np.abs(one.array).max()))
 
 
 def test_what_is_before_a_dropped_layer_makes_up_for_it(tmp_path: Path) -> None:

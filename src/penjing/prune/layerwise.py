@@ -67,7 +67,7 @@ class Layered:
         self._names = self._same_weights()
         self.head = next((item.name for item in self.family.vocab_tensors(self.config) if item.role == "output"), None)
         """The head's weight, where it is a weight of its own."""
-        late = {self.head, *self._read_by_rows()} if self.streamed and self.model.base_model is not self.model else set()
+        late = {self.head, *self._read_by_rows()} if self.streamed and self.has_body else set()
         self._set(name for name, tensor in self.table.items() if tensor.layer is None and name not in late)
         if not self.streamed:
             self._set(name for name, tensor in self.table.items() if tensor.layer is not None)
@@ -88,6 +88,11 @@ class Layered:
         sizes = self.family.sizes(self.config)
         return next((stack.name, number) for stack in self.family.stacks for number in range(sizes[stack.size])
                     if stack.prefix.format(i=number).rstrip(".") == layer)
+
+    @property
+    def has_body(self) -> bool:
+        """Whether the model runs up to its last norm without its head."""
+        return self.family.seq2seq or self.model.base_model is not self.model
 
     def load(self, layer: str) -> None:
         """Read a layer's weights, when they are not there."""
@@ -137,7 +142,7 @@ class Layered:
 
     def release_embeddings(self) -> None:
         """Give the embeddings' memory back, once every pass is beyond them; a tied head that passes need at their end stays."""
-        if self.streamed and self.model.base_model is not self.model:
+        if self.streamed and self.has_body:
             self._drop(name for name, tensor in self.table.items() if tensor.kind == "embedding")
 
     def load_head(self) -> None:
@@ -148,7 +153,7 @@ class Layered:
 
     def release_head(self) -> None:
         """Give back what `load_head` read."""
-        if self.streamed and self.model.base_model is not self.model:
+        if self.streamed and self.has_body:
             self._drop(name for name, tensor in self.table.items()
                        if name == self.head or (self.head is None and tensor.kind == "embedding"))
 
@@ -158,9 +163,12 @@ class Layered:
 
     def forward(self, batch: Mapping[str, torch.Tensor]) -> torch.Tensor:
         """Hidden states [B, S, D] after the last norm, ready for the head; logits where the model has no body of its own."""
-        body = self.model.base_model
-        out = body(**batch, use_cache=False)
-        return out.logits if body is self.model else out.last_hidden_state
+        if self.family.seq2seq:
+            encoded = self.model.get_encoder()(input_ids=batch["input_ids"]).last_hidden_state
+            decoded = self.model.get_decoder()(input_ids=batch["decoder_input_ids"], encoder_hidden_states=encoded, use_cache=False)
+            return decoded.last_hidden_state
+        out = self.model.base_model(**batch, use_cache=False)
+        return out.last_hidden_state if self.has_body else out.logits
 
     def _need(self, names: Sequence[str]) -> None:
         absent = [name for name in names if name not in self._used]
