@@ -305,6 +305,12 @@ def test_layouts_that_cannot_be_are_refused_in_words(tiny_tokens: Path) -> None:
     assert len(prepare_step(stream, 0, micro_rows=None, place=Place(pipeline=2)).parts) == 4
 
 
+def test_architectures_are_listed_where_they_are_cut() -> None:
+    from penjing.train import layout, pipeline, tensor
+
+    assert set(pipeline.ENDS) == layout.PIPELINED and set(tensor.HEAD_COUNTS) == layout.TENSOR_CUT
+
+
 def test_models_that_cannot_be_a_pipeline_are_refused_in_words(checkpoint: Path, tmp_path: Path) -> None:
     import torch
 

@@ -13,6 +13,7 @@ from penjing.errors import ConfigError, InputError, fault
 from penjing.files import hash_tree, read_json
 from penjing.objectives.stream import StreamConfig
 from penjing.train.config import TrainConfig
+from penjing.train.layout import check as check_layout
 
 VERSION = 1
 INPUTS = {"checkpoint": CHECKPOINT, "tokens": TOKENS + "*", "teacher": CHECKPOINT + "?", "held_out": TOKENS + "?",
@@ -33,6 +34,7 @@ def run(config: Config, inputs: Inputs, out: Path, job: Job) -> dict[str, Any]:
     processes = config.parallel.world
     if processes == 1 or "RANK" in os.environ:
         return carry_out(config, inputs, out, job)
+    _check(config, inputs)  # before any process is started
     from penjing.train.launch import launch
     from penjing.train.loop import figures_of
 
@@ -109,6 +111,7 @@ def price(config: Config, inputs: Inputs) -> Estimate:
     if model is None:
         return Estimate(tokens=float(config.tokens), parameters=parameters, vocab_size=inputs["checkpoint"].vocab_size,
                         disk_bytes=None if parameters is None else 4.0 * parameters)
+    check_layout(config.parallel, model, batch_rows=config.batch_rows, sequence_length=config.sequence_length)
     parameters = count_parameters(model)
     flops = config.tokens * flops_per_token(model, sequence_length=config.sequence_length)
     teacher = inputs.get("teacher")
@@ -123,6 +126,7 @@ def price(config: Config, inputs: Inputs) -> Estimate:
 
 def _check(config: Config, inputs: Inputs) -> None:
     described = read_json(inputs["checkpoint"] / "config.json")
+    check_layout(config.parallel, described, batch_rows=config.batch_rows, sequence_length=config.sequence_length)
     limit = described.get("max_position_embeddings") or described.get("max_seq_length")
     if bool(described.get("is_encoder_decoder")) != (config.architecture == "encoder-decoder"):
         raise ConfigError(fault("the stream is for another kind of model", where="architecture", found=config.architecture,

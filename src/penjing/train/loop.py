@@ -10,6 +10,7 @@ import math
 import shutil
 import time
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -270,7 +271,8 @@ class Run:
     def _one(self, batch: Step, clock: float, bar: console.Bar) -> bool:
         """One step; False when the run was rolled back and the feed must start over."""
         lr = learning_rate(self.config, self.tokens)
-        tally, loss, norm = self._gradients(batch)
+        with self._memory_faults(batch):
+            tally, loss, norm = self._gradients(batch)
         verdict = self.guard.judge(loss, norm)
         if verdict == "broken" and self.precision == "fp16" and math.isfinite(loss) and self.loss_scale > 1.0:
             self.loss_scale /= 2
@@ -284,7 +286,8 @@ class Run:
             if verdict == "rolled back":
                 return False
         if verdict == "fine":
-            self._update(lr, norm)
+            with self._memory_faults(batch):
+                self._update(lr, norm)
         self.optimizer.zero_grad(set_to_none=True)
         self._advance(batch, tally, lr, norm)
         self._report(batch, tally, loss, norm, lr, time.perf_counter() - clock, verdict)
@@ -296,14 +299,9 @@ class Run:
         total = 0.0
         weight = max(batch.weight, 1e-9)
         share = self.loss_scale * self.world.copies / weight  # FSDP averages over its processes; we want the sum
-        try:
-            for part, losses in self._backward(batch.parts, share):
-                total += float(losses.total.detach())
-                tally.add(part, losses.nll_T)
-        except RuntimeError as error:
-            if _is_out_of_memory(error):
-                raise ConfigError(_out_of_memory(self.config, self.step, batch.parts[0].targets)) from error
-            raise
+        for part, losses in self._backward(batch.parts, share):
+            total += float(losses.total.detach())
+            tally.add(part, losses.nll_T)
         partial = {name: self.parameters[name] for name in self.partial_names if name in self.parameters}
         if partial:
             tensor.join(dict(sorted(partial.items())), self.world)
@@ -314,6 +312,16 @@ class Run:
         total, self._stop = float(figures[0]), bool(figures[1])
         tally.fill(figures[2:])
         return tally, total / weight, norm
+
+    @contextmanager
+    def _memory_faults(self, batch: Step) -> Iterator[None]:
+        """Turn running out of memory into a ConfigError that says what to change and by how much."""
+        try:
+            yield
+        except RuntimeError as error:
+            if _is_out_of_memory(error):
+                raise ConfigError(_out_of_memory(self.config, self.step, batch.parts[0].targets)) from error
+            raise
 
     def _backward(self, parts: list[Part], share: float) -> Iterator[tuple[Part, Losses]]:
         """Gradients of all parts, one after another or through the pipeline; gives the losses that this process sees."""

@@ -22,6 +22,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from penjing.errors import ConfigError, fault
+from penjing.train import layout
 from penjing.train.distributed import World
 from penjing.train.feed import Part
 from penjing.train.loss import Losses
@@ -69,17 +70,10 @@ def split(model: Any, world: World, *, trained: set[str]) -> tuple[dict[int, Any
     Also the names of parameters that the first and the last stage both hold. ConfigError for an architecture that cannot be
     cut, with fewer layers than stages, or where a process would have nothing to train.
     """
-    kind, count = model.config.model_type, world.stages
-    ends = ENDS.get(kind)
-    if ends is None:
-        raise ConfigError(fault(f"a pipeline cannot be made of {kind}", where="parallel.pipeline",
-                                expected=f"one of {', '.join(sorted(ENDS))}", fix="use parallel.shard or parallel.tensor"))
+    layout.check(world.parallel, model.config.to_dict())
+    ends, count = ENDS[model.config.model_type], world.stages
     stack = _stack(model, ends)
     layers = list(getattr(stack, ends.layers))
-    if len(layers) < count:
-        raise ConfigError(fault("more pipeline stages than layers", where="parallel.pipeline",
-                                found=f"{count} = pipeline {world.parallel.pipeline} x pipeline_chunks "
-                                f"{world.parallel.pipeline_chunks}", expected=f"at most {len(layers)}"))
     head = model.get_output_embeddings()
     head_name = next(name for name, module in model.named_modules() if module is head)
     tied = head.weight is model.get_input_embeddings().weight

@@ -14,9 +14,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from penjing.errors import ConfigError, fault
 from penjing.models import axes
 from penjing.models.family import of
+from penjing.train import layout
 from penjing.train.distributed import World
 
 HEAD_COUNTS: Mapping[str, tuple[str, ...]] = {
@@ -39,16 +39,8 @@ def cut(model: Any, world: World) -> set[str]:
     from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
 
     config = model.config.to_dict()
-    kind = config["model_type"]
-    if kind not in HEAD_COUNTS:
-        raise ConfigError(fault(f"tensor parallelism does not know how to cut {kind}", where="parallel.tensor",
-                                expected=f"one of {', '.join(sorted(HEAD_COUNTS))}", fix="use parallel.shard"))
+    layout.check(world.parallel, config)
     family = of(config)
-    sizes = family.sizes(config)
-    for unit in ("heads", "kv_heads", "ffn"):
-        if sizes.get(unit, ways) % ways:
-            raise ConfigError(fault("tensor parallelism does not divide the model", where="parallel.tensor", found=ways,
-                                    expected=f"a divisor of {sizes[unit]} {unit}"))
     mesh = world.mesh["tensor"]
     modules = dict(model.named_modules())
     plan: dict[str, Any] = {}
@@ -75,7 +67,7 @@ def cut(model: Any, world: World) -> set[str]:
             owners.add(id(modules[owner.rpartition(".")[0]]))
     parallelize_module(model, mesh, plan)
     for module in modules.values():
-        for count in HEAD_COUNTS[kind] if id(module) in owners else ():
+        for count in HEAD_COUNTS[config["model_type"]] if id(module) in owners else ():
             if hasattr(module, count):
                 setattr(module, count, getattr(module, count) // ways)
     return shared
