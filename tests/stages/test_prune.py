@@ -234,8 +234,8 @@ def test_price_is_what_the_cut_gives(stories: Path, tmp_path: Path) -> None:
     [
         (
             {"heads": 5},
-            "5 heads on 1 key/value heads is 5 per group, more than the 2 there are; "
-            "nearest legal: heads 4, kv_heads 2 . heads 6, kv_heads 3",
+            "5 heads on 1 key/value heads is 5 per group, more than the 2 there are; hidden 64 is not a multiple of 5 heads.*"
+            "nearest legal: heads 4, kv_heads 2 . heads 8",
         ),
         ({"hidden": 96}, "hidden cannot grow from 64 to 96"),
         ({"layers": 0.99, "drop_layers": [1]}, "'layers' and 'drop_layers' both say which layers stay"),

@@ -100,15 +100,11 @@ def check(config: Mapping[str, Any], sizes: Mapping[str, int], *, where: str = "
     found = problems(config, sizes, **limits)
     if not found:
         return
-    offers: list[str] = []
+    offers: list[dict[str, int]] = []
     for name in sizes:
-        for offer in nearest(config, sizes, name, **limits):
-            text = ", ".join(f"{key} {value}" for key, value in offer.items())
-            if text not in offers:
-                offers.append(text)
-    raise ConfigError(
-        fault("; ".join(found), where=where, fix=f"nearest legal: {' | '.join(offers[:4])}" if offers else None)
-    )
+        offers += [offer for offer in nearest(config, sizes, name, **limits) if offer not in offers]
+    texts = [", ".join(f"{key} {value}" for key, value in offer.items()) for offer in offers[:4]]
+    raise ConfigError(fault("; ".join(found), where=where, fix=f"nearest legal: {' | '.join(texts)}" if texts else None))
 
 
 def complete(config: Mapping[str, Any], sizes: Mapping[str, int]) -> dict[str, int]:
