@@ -6,9 +6,9 @@ The set is real Chinese and English text (PENJING_SHARED, default ../shared) wit
 the same document, other punctuation and emoji, 1%, 3%, 8% of the tokens changed, boilerplate around it, the last
 tenth cut; and 40 histories of 8 versions, each with another eighth rewritten, whose ends have little in common. Every
 tool is a process of its own; CPU seconds are those of its whole process tree, start-up included, and net of what two
-documents cost. A peer is looked for in `<peers>/<name>/bin/python` (default ~/.cache/penjing-bench; `python -m venv`
-and `pip install` of datatrove[processing,io]==0.10.1 with spacy and jieba, text-dedup==0.4.0, py-data-juicer==1.6.1);
-one that is absent is reported as absent.
+documents cost; the best of three for runs below 20 s. A peer is looked for in `<peers>/<name>/bin/python` (default
+~/.cache/penjing-bench; `python -m venv` and `pip install` of datatrove[processing,io]==0.10.1 with spacy and jieba,
+text-dedup==0.4.0, py-data-juicer==1.6.1); one that is absent is reported as absent.
 
 Recall of a kind: groups of which not more than one document is left, among the groups planted for it. Wiped: removed
 documents that have no document left with a Jaccard similarity of at least 0.5 (exact, over five-token shingles): text
@@ -149,18 +149,13 @@ def main() -> None:
         if command is None:
             report["runs"][name] = {"absent": f"no {group} in {options.peers}"}
             continue
-        seconds, fault = 0.0, ""
-        for line in command:
-            used, fault = cpu_seconds(line)
-            seconds += used
-            if fault:
-                break
+        seconds, fault = best_of(command, work)
         if fault:
             report["runs"][name] = {"fault": fault}
         else:
             weight = size * LARGE if name.endswith("large") else size
             quality = judge.of(set(kept())) if kept is not None else {}
-            start = sum(cpu_seconds(line)[0] for line in tiny[name] or [])
+            start = best_of(tiny[name] or [], work / "tiny")[0]
             quality = {
                 "start_cpu_s": round(start, 2),
                 "mb_per_cpu_s_net": round(weight / max(seconds - start, 0.01), 1),
@@ -178,6 +173,25 @@ def main() -> None:
     print(json.dumps(report, ensure_ascii=False, indent=None if options.json else 1))
     if options.work is None:
         shutil.rmtree(work)
+
+
+def best_of(commands: list[list[str]], work: Path) -> tuple[float, str]:
+    """(fewest CPU seconds, complaint) of a run; one of less than 20 s is made three times, each from the same files."""
+    there = set(work.iterdir())
+    best, fault = float("inf"), ""
+    for _ in range(3):
+        for path in set(work.iterdir()) - there:
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+        seconds = 0.0
+        for command in commands:
+            used, fault = cpu_seconds(command)
+            seconds += used
+            if fault:
+                return seconds, fault
+        best = min(best, seconds)
+        if seconds > 20:
+            break
+    return best, fault
 
 
 def runs(work: Path, peers: Path) -> Iterator[tuple[str, str, list[list[str]] | None, Any]]:

@@ -258,3 +258,28 @@ def test_the_shared_broken_archives_are_counted_by_what_is_wrong(tmp_path: Path,
     assert Counter(note["what"] for note in notes)["bytes between records"] >= 1
     assert any(note["what"] == "compressed data is cut short" and note["file"] == "cut.warc.gz" for note in notes)
     assert open_corpus(tmp_path / "out").documents == figures["documents"]
+
+
+def test_halves_of_characters_are_replaced_wherever_they_stand(tmp_path: Path) -> None:
+    row = b'{"id": "a\\ud800", "text": "b\\ud800c", "url": "http://x/\\udfff", "lang": "e\\ud801", "more": {"k": "\\ud802"}}\n'
+    (tmp_path / "a.jsonl").write_bytes(row + lines(2))
+    figures, _ = collected(tmp_path, [{"name": "s", "path": str(tmp_path / "a.jsonl")}])
+    assert figures["documents"] == 3
+    first = next(open_corpus(tmp_path / "out").batches()).to_pylist()[0]
+    assert first["id"].startswith("a\ufffd") and first["text"].startswith("b\ufffd") and "\ufffd" in first["meta"]
+
+
+def test_ids_that_repeat_across_shards_are_told_apart_in_parts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    names = ["x", "y", "x", "x#2", "x#2", "z#1", "z", "z", "x", "y#2#2", "y", "y#2"]
+    for n, name in enumerate(names):
+        (tmp_path / f"{n:02d}.jsonl").write_text(json.dumps({"id": name, "text": f"text {n}"}) + "\n")
+    source = {"name": "s", "path": str(tmp_path / "*.jsonl")}
+    figures, _ = collected(tmp_path, [source])
+    found = [name for batch in open_corpus(tmp_path / "out").batches(["id"]) for name in batch.column("id").to_pylist()]
+    assert len(set(found)) == len(names)
+    assert found == ["x", "y", "x#3", "x#2", "x#2#2", "z#1", "z", "z#2", "x#4", "y#2#2", "y#3", "y#2"]
+    assert figures["renamed_ids"] == 5
+    monkeypatch.setattr("penjing.data.ids.parts_of", lambda documents: 5)
+    (tmp_path / "parts").mkdir()
+    collect.run(collect.Config(sources=[source]), {}, tmp_path / "parts", Job(workers=2, engine="thread"))
+    assert [name for batch in open_corpus(tmp_path / "parts").batches(["id"]) for name in batch.column("id").to_pylist()] == found

@@ -12,7 +12,6 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from pydantic import Field, field_validator
 
 from penjing.config import Config as Settings
@@ -114,7 +113,7 @@ def run(config: Config, inputs: Mapping[str, Any], out: Path, job: Job) -> dict[
 
     units = list(_units(config, out))
     results = map_shards(collect_unit, units, job=job, label="collect", state=out / "state")
-    renamed = _make_ids_unique(out, [unit["name"] for unit in units])
+    renamed = _make_ids_unique(out, [unit["name"] for unit in units], job)
     corpus = finish_corpus(
         out,
         keep=[unit["name"] for unit in units],
@@ -151,6 +150,7 @@ def run(config: Config, inputs: Mapping[str, Any], out: Path, job: Job) -> dict[
 def collect_unit(unit: dict[str, Any]) -> dict[str, Any]:
     """Read one unit's files into one shard; counts of what was damaged."""
     from penjing.data.document import ShardWriter, documents, tally
+    from penjing.data.ids import save_hashes
 
     source, out = unit["source"], Path(unit["out"])
     limit, taken = source["limit_bytes"], 0
@@ -158,6 +158,7 @@ def collect_unit(unit: dict[str, Any]) -> dict[str, Any]:
     encodings: Counter[str] = Counter()
     notes: list[Damage] = []
     rows: list[dict[str, Any]] = []
+    ids: list[str] = []
     waiting = 0
     with ShardWriter(out / f"{unit['name']}.parquet") as writer:
         for name in unit["files"]:
@@ -177,6 +178,7 @@ def collect_unit(unit: dict[str, Any]) -> dict[str, Any]:
                 encodings[record.get("encoding", "utf-8")] += 1
                 row = _row(record, source, name)
                 rows.append(row)
+                ids.append(row["id"])
                 size = len(row["text"].encode("utf-8", "replace"))
                 taken += size
                 waiting += size
@@ -188,6 +190,7 @@ def collect_unit(unit: dict[str, Any]) -> dict[str, Any]:
             if limit is not None and taken >= limit:
                 break
         writer.write(documents(rows))
+    save_hashes(out / "state" / "ids" / "hashes" / f"{unit['name']}.npy", ids)
     if notes:
         lines = [
             json.dumps(
@@ -273,68 +276,57 @@ def _row(record: dict[str, Any], source: dict[str, Any], name: str) -> dict[str,
         meta = {**meta, "license": source["license"]}
     if record.get("encoding", "utf-8") not in ("utf-8", "utf-8-sig"):
         meta = {**meta, "encoding": record["encoding"]}
-    text = record["text"]
-    if not text.isascii():
-        text = text.encode("utf-8", "surrogatepass").decode("utf-8", "replace")
-    return {
+    row = {
         "id": record.get("id") or f"{source['name']}/{_short(name)}:{record['offset']}",
         "url": record.get("url"),
         "source": source["name"],
-        "text": text,
+        "text": record["text"],
         "lang": record.get("lang") or source["lang"],
-        "meta": meta,
+        "meta": json.dumps(meta, ensure_ascii=False, sort_keys=True),
     }
+    return {key: value if value is None or value.isascii() else _whole(value) for key, value in row.items()}
 
 
-def _make_ids_unique(out: Path, shards: list[str]) -> int:
+def _whole(text: str) -> str:
+    """Text without halves of characters, which JSON may hold and no encoding can write."""
+    return text.encode("utf-8", "surrogatepass").decode("utf-8", "replace")
+
+
+def _make_ids_unique(out: Path, shards: list[str], job: Job) -> int:
     """Give every later document with an id that was seen before the suffix `#2`, `#3`, …; how many there were.
 
     The plan is kept before the first shard is written again, so that an interrupted run ends with the same names.
     """
-    import pyarrow as pa
-    import pyarrow.parquet as pq
+    from penjing.data.ids import renames
 
-    from penjing.data.document import ShardWriter
-
-    kept = out / "state" / "ids.json"
+    state = out / "state" / "ids"
+    kept = state / "plan.json"
     if not kept.is_file():
-        write_json(kept, _renames(out, shards))
+        files = [out / f"{shard}.parquet" for shard in shards]
+        write_json(kept, renames(files, [state / "hashes" / f"{shard}.npy" for shard in shards], state=state, job=job))
     plan = read_json(kept)
-    for shard, changes in plan.items():
-        table = pq.read_table(out / f"{shard}.parquet")
-        names = table.column("id").to_pylist()
-        for position, name in changes:
-            names[position] = name
-        with ShardWriter(out / f"{shard}.parquet") as writer:
-            writer.write(table.set_column(0, "id", pa.array(names, pa.string())))
+    units = [
+        {"name": shard, "shard": out / shard, "to": out / shard, "plan": kept} for shard in plan
+    ]
+    map_shards(rename_shard, units, job=job, label="rename", state=state)
     return sum(len(changes) for changes in plan.values())
 
 
-def _renames(out: Path, shards: list[str]) -> dict[str, list[tuple[int, str]]]:
+def rename_shard(unit: dict[str, Any]) -> int:
+    """Write one shard again with other ids for some of its documents."""
     import pyarrow as pa
-    import pyarrow.compute as pc
-    import pyarrow.parquet as pq
 
-    columns = [pq.read_table(out / f"{shard}.parquet", columns=["id"]).column("id") for shard in shards]
-    everything = pa.chunked_array([chunk for column in columns for chunk in column.chunks], pa.string())
-    counted = everything.value_counts()
-    twice = pc.filter(counted.field("values"), pc.greater(counted.field("counts"), 1))
-    if not len(twice):
-        return {}
-    used, seen = set(everything.to_pylist()), Counter[str]()
-    plan: dict[str, list[tuple[int, str]]] = {}
-    for shard, column in zip(shards, columns, strict=True):
-        hits = np.flatnonzero(pc.is_in(column, value_set=twice).to_numpy(zero_copy_only=False))
-        for position in hits.tolist():
-            name = column[position].as_py()
-            seen[name] += 1
-            if seen[name] == 1:
-                continue
-            while f"{name}#{seen[name]}" in used:
-                seen[name] += 1
-            used.add(f"{name}#{seen[name]}")
-            plan.setdefault(shard, []).append((position, f"{name}#{seen[name]}"))
-    return plan
+    from penjing.data.document import ShardWriter, shard_batches
+
+    changes = dict(read_json(Path(unit["plan"]))[unit["name"]])
+    row = 0
+    with ShardWriter(Path(unit["to"])) as writer:
+        for batch in shard_batches(Path(unit["shard"])):
+            names = batch.column("id").to_pylist()
+            names = [changes.get(row + at, name) for at, name in enumerate(names)]
+            row += len(names)
+            writer.write(pa.Table.from_batches([batch]).set_column(0, "id", pa.array(names, pa.string())))
+    return len(changes)
 
 
 def _stop_on_damage(
