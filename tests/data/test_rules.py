@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import time
 from collections import Counter
 from pathlib import Path
@@ -223,6 +224,45 @@ def test_edits_stay_linear_on_hostile_text(text: str) -> None:
 
     short, long = max(seconds(text[: len(text) // 8]), 1e-3), seconds(text)
     assert long < 40 * short + 0.2
+
+
+PIECES = ["1", "12", "a", "A", ".", "-", "_", "+", "@", ":", "/", "//", "://", "www.", "http", "[", "]", "[edit", "[注 ", " ", "  ",
+          "中", "，", "微信", "QQ", "号", "：", "vx", "read more", "点击查看", ">", "…", "&", "&#", "&#x", ";", "amp", "k+", "阅读", "1,",
+          "x.", "%", "\t"]
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_edits_stay_linear_on_fuzzed_text(seed: int) -> None:
+    """Short pieces of what the patterns look for, repeated: eight times the text may cost no more than a linear pattern's share."""
+    from penjing.data import normalise
+    from penjing.data.measures import paragraph
+
+    chance = random.Random(seed)
+    functions = {**edits.EDITS, "entity": lambda text: normalise._ENTITY.sub("", text),
+                 "counter": lambda text: paragraph._COUNTER.sub("", text)}
+    for _ in range(20):
+        unit = "".join(chance.choice(PIECES) for _ in range(chance.randint(1, 5)))
+        tail = "".join(chance.choice(PIECES) for _ in range(chance.randint(0, 2)))
+        for name, function in functions.items():
+            spent = []
+            for size in (4_000, 32_000):
+                text = unit * (size // len(unit)) + tail
+                best = 1e9
+                for _ in range(2):
+                    began = time.process_time()
+                    function(text)
+                    best = min(best, time.process_time() - began)
+                spent.append(best)
+            assert spent[1] < 30 * spent[0] + 0.02, (name, unit, tail, spent)
+
+
+def test_repetition_of_very_large_documents_is_not_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("penjing.data.rules_apply.LARGEST_COUNTED", 300)
+    chosen = rules.load("ziya2")
+    facts = facts_of(pa.array([EN * 3, EN], pa.large_string()), ["en", "en"], [None, None], chosen, rules.phrase_lists())
+    found = measured(facts, chosen)
+    assert found["duplicate_5_grams"][0] == 0 and found["words"][0] == 3 * found["words"][1]
+    assert found["word_entropy"][1] > 3
 
 
 @settings(max_examples=60, deadline=None)

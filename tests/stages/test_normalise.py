@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pyarrow.parquet as pq
+import pytest
 
 from penjing.config import parse
 from penjing.contract import VOLATILE, Job
@@ -55,3 +58,51 @@ def test_workers_do_not_change_the_result(tmp_path: Path) -> None:
         normalise.run(settings, {"corpus": corpus}, out, Job(workers=workers))
         hashes.add(hash_tree(out, ignore=VOLATILE))
     assert len(hashes) == 1
+
+
+def test_a_document_that_is_too_large_is_set_aside_unread(tmp_path: Path) -> None:
+    corpus = make_corpus(tmp_path / "in")
+    with CorpusWriter(corpus, provenance={}) as writer:
+        writer.write(documents([{"id": "long", "text": "盆景" * 2000, "source": "web"}, *ROWS]), shard="part-00000")
+    out = tmp_path / "out"
+    out.mkdir()
+    figures = normalise.run(parse(normalise.Config, {"max_document_bytes": 4096}, where="t"), {"corpus": corpus}, out, Job())
+    assert figures["funnel"]["dropped"]["DP1-size"] == {"documents": 1, "bytes": 12000}
+    total = {part: sum(item["documents"] for item in figures["funnel"][part].values()) for part in ("in", "out", "dropped")}
+    assert total["in"] == total["out"] + total["dropped"] == 13
+    aside = pq.read_table(out / "dropped" / "part-00000.parquet")
+    row = next(row for row in aside.to_pylist() if row["id"] == "long")
+    assert (row["value"], row["bound"]) == (12000.0, "<= 4096 bytes")
+
+
+@pytest.mark.slow
+def test_a_line_of_200_megabytes_costs_no_more_than_two_gigabytes(tmp_path: Path) -> None:
+    """Through normalise, score's word counter and the whole rule table, in a process of its own."""
+    script = """
+import resource, sys
+from pathlib import Path
+import pyarrow as pa
+from penjing.config import parse
+from penjing.contract import Job
+from penjing.data.document import CorpusWriter, documents
+from penjing.stages import filter as filter_stage, normalise
+work = Path(sys.argv[1])
+seed = "盆景是一门古老的艺术它把山水和树木放进小小的盆里"
+texts = {"200": seed * (200_000_000 // len(seed.encode())), "60": seed * (60_000_000 // len(seed.encode())), "short": (seed + "。") * 9}
+with CorpusWriter(work / "in", provenance={}) as writer:
+    for name, text in texts.items():
+        writer.write(documents([{"id": name, "text": text, "source": "s"}]))
+del texts, text
+before = work / "in"
+for name, stage in (("normal", normalise), ("clean", filter_stage)):
+    (work / name).mkdir()
+    figures = stage.run(parse(stage.Config, {}, where="t"), {"corpus": before}, work / name, Job())
+    print(sorted(figures["funnel"]["dropped"]))
+    before = work / name
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss >> 10)
+"""
+    done = subprocess.run([sys.executable, "-c", script, str(tmp_path)], capture_output=True, text=True, check=True)
+    normal, clean, peak = done.stdout.splitlines()
+    assert normal == "['DP1-size']"
+    assert "'D02'" in clean
+    assert int(peak) < 2000

@@ -47,6 +47,7 @@ class Settings:
     keep_traditional_sources: tuple[str, ...] = ()
     keep_decoration_sources: tuple[str, ...] = ()
     fence_code: bool = True
+    max_document_bytes: int = 64 << 20
 
 
 @dataclass(frozen=True)
@@ -62,6 +63,20 @@ class Normalised:
 
 def normalise(table: pa.Table, settings: Settings) -> Normalised:
     """One batch of documents through DP1 to DP11."""
+    sizes = pc.fill_null(pc.binary_length(table.column("text")), 0)
+    fits = pc.less_equal(sizes, settings.max_document_bytes)
+    if pc.all(fits).as_py() is not False:
+        return _normalise(table, settings)
+    result = _normalise(table.filter(fits), settings)
+    large = table.filter(pc.invert(fits)).select(["id", "source", "text", "lang"])
+    number = large.num_rows
+    large = large.append_column("rule", pa.array(["DP1-size"] * number, pa.string()))
+    large = large.append_column("value", sizes.filter(pc.invert(fits)).cast(pa.float64()))
+    large = large.append_column("bound", pa.array([f"<= {settings.max_document_bytes} bytes"] * number, pa.string()))
+    return Normalised(result.kept, pa.concat_tables([result.dropped, large.cast(result.dropped.schema)]), result.edits)
+
+
+def _normalise(table: pa.Table, settings: Settings) -> Normalised:
     edits: dict[str, dict[str, int]] = {}
     data, offsets = views(table.column("text"))
     counts = scan(data, offsets, skip_fences=True)

@@ -30,6 +30,9 @@ _GRAM_BITS = {
     "character_3_grams": gram_kernel.CHAR_3, "character_10_grams": gram_kernel.CHAR_10,
     "character_13_grams": gram_kernel.CHAR_13,
 }
+LARGEST_COUNTED = 8 << 20
+"""Bytes of a document whose repetition is counted; what is larger is the maximum length's business (D02), as its n-grams would
+take tens of times its size in memory."""
 Bools = npt.NDArray[np.bool_]
 
 
@@ -75,6 +78,7 @@ def facts_of(texts: pa.Array | pa.ChunkedArray, langs: Sequence[str | None], url
             if lang in rule.bounds:
                 bits |= _GRAM_BITS.get(rule.measures[lang], 0)
         wanted[np.array([one == lang for one in langs], bool)] = bits
+    wanted[np.diff(offsets) > LARGEST_COUNTED] = 0
     return Facts(data, offsets, langs, urls, phrases, wanted, given_words=words, symbols=rules.symbols)
 
 

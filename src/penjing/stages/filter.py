@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from penjing.data.rules import RuleSet
     from penjing.data.rules_apply import Applied
 
-VERSION = 1
+VERSION = 2
 INPUTS = {"corpus": CORPUS, "measured": CORPUS + "?"}
 OUTPUT = CORPUS
 

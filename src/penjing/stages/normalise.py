@@ -15,7 +15,7 @@ from penjing.data.engine import map_shards
 if TYPE_CHECKING:
     from penjing.data import normalise
 
-VERSION = 1
+VERSION = 2
 INPUTS = {"corpus": CORPUS}
 OUTPUT = CORPUS
 
@@ -46,6 +46,8 @@ class Config(Settings):
     """Resolve HTML entities, two passes at most."""
     code_sources: list[str] = []
     """Sources that hold program code: layout and characters stay, language is `code`."""
+    max_document_bytes: int = Field(default=64 << 20, ge=1024)
+    """Larger documents are set aside unread: they cost ten times their size in memory, here or later."""
     fence_code: bool = True
     """Put code documents in a Markdown fence with the language's name."""
 

@@ -33,7 +33,7 @@ def grams(data: Bytes, offsets: Offsets, words: Words, wanted: npt.NDArray[np.ui
     if wanted is None:
         wanted = np.full(len(offsets) - 1, 127, np.uint8)
     result = np.zeros((len(offsets) - 1, len(GRAMS)))
-    longest = int(np.max(np.diff(offsets), initial=1)) + 16
+    longest = int(np.max(np.diff(offsets)[wanted != 0], initial=1)) + 16
     size = 16
     while size < 2 * longest:
         size *= 2

@@ -9,9 +9,9 @@ import numpy as np
 from penjing.data.kernels.bits import AT, CELLS, HEADING, LONG_NUMBER, URL
 from penjing.data.measures.facts import Facts, Floats
 
-_COUNTER = re.compile(
-    r"(?:\d[\d,.]*\s?[kKmMw万千]?\+?\s?(?:likes?|views?|shares?|comments?|replies|reads?|followers?|votes?|次阅读|人阅读|阅读|点赞|评论|"
-    r"回复|浏览|收藏|关注|转发|播放|次)|(?:阅读|点赞|评论|回复|浏览|收藏|关注|转发|播放|热度|人气|点击)(?:量|数|次数)?\s?[:：(（]?\s?\d[\d,.]*\s?[万千]?[)）]?)"
+_COUNTER = re.compile(  # looked for in lines of at most 40 characters
+    r"(?:\d[\d,.]{0,40}\s?[kKmMw万千]?\+?\s?(?:likes?|views?|shares?|comments?|replies|reads?|followers?|votes?|次阅读|人阅读|阅读|点赞|评论|"
+    r"回复|浏览|收藏|关注|转发|播放|次)|(?:阅读|点赞|评论|回复|浏览|收藏|关注|转发|播放|热度|人气|点击)(?:量|数|次数)?\s?[:：(（]?\s?\d[\d,.]{0,40}\s?[万千]?[)）]?)"
 )
 
 
