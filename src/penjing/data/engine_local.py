@@ -76,7 +76,7 @@ def run_processes(function: Function, units: Sequence[Unit], waiting: list[int],
                   label: str) -> Iterator[tuple[int, Any]]:
     """Yield (index, result) as units finish; at most `job.workers` processes."""
     place = place_of(function)
-    queue = list(reversed(waiting))
+    queue = sorted(waiting, key=lambda index: (_size(units[index]), -index))  # from its end: the largest first, then in order
     attempts = dict.fromkeys(waiting, 0)
     selector = selectors.DefaultSelector()
     workers: list[_Worker] = []
@@ -138,6 +138,14 @@ def run_processes(function: Function, units: Sequence[Unit], waiting: list[int],
 
 class _Died(Exception):  # noqa: N818 - a signal between the two functions below
     pass
+
+
+def _size(unit: Unit) -> int:
+    """Bytes of the shard a unit works on; 0 when it names none."""
+    try:
+        return Path(unit["shard"]).stat().st_size if isinstance(unit.get("shard"), str) else 0
+    except OSError:
+        return 0  # the function will say what is wrong with it
 
 
 def _take(selector: selectors.BaseSelector, *, reuse: bool) -> _Worker:
