@@ -3,8 +3,11 @@ old index."""
 
 from __future__ import annotations
 
+import gc
 import itertools
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -84,11 +87,13 @@ class Config(BaseConfig):
 
 def run(config: Config, inputs: Inputs, out: Path, job: Job) -> dict[str, Any]:
     """Write the corpus without its copies, the copies aside, and give the figures."""
-    from penjing.data.dedup.columns import Signed, parts_of
-    from penjing.data.dedup.index import open_index, sign_shard
-    from penjing.data.dedup.sieve import merge_funnels, sift
-    from penjing.data.document import finish_corpus, open_corpus
+    with _quick_start():
+        from penjing.data.dedup.columns import Signed, parts_of
+        from penjing.data.dedup.index import empty_table, open_index, sign_shard
+        from penjing.data.dedup.sieve import merge_funnels, sift
+        from penjing.data.document import finish_corpus, open_corpus
 
+        empty_table(shape_of(config))  # loads the kernels
     corpus = open_corpus(inputs["corpus"])
     if not corpus.shards:
         raise InputError(fault("the corpus has no shards", where=corpus.path))
@@ -128,6 +133,19 @@ def run(config: Config, inputs: Inputs, out: Path, job: Job) -> dict[str, Any]:
         figures["index"] = _write_index(config, inputs, index, out, new, cuts, shape, job)
     shutil.rmtree(state)
     return figures
+
+
+@contextmanager
+def _quick_start() -> Iterator[None]:
+    """No garbage collection while compiler and kernels are loaded: they are a million lasting objects, and looking through them again and
+    again is a tenth of a short run."""
+    was = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was:
+            gc.enable()
 
 
 def _decide_at_once(
