@@ -192,7 +192,7 @@ def test_a_tokenizer_without_sentinels_or_modes_is_named():
     with pytest.raises(InputError) as error:
         find_special({"<s>": 1}, eos=1, where="tok")
     assert str(error.value) == ("tok: the tokenizer has no sentinels; expected special tokens <extra_id_0>, <extra_id_1>, …; "
-                                "add them when the vocabulary is extended, or use another objective")
+                                "add them with grow-vocab's special_tokens: ['<extra_id_0..99>'], or use another objective")
     with pytest.raises(InputError, match=r"tok: the tokenizer lacks a token for UL2's modes; expected one of <R>, \[R\]"):
         find_special({"<extra_id_0>": 5}, eos=1, where="tok")
     assert find_special({"<extra_id_0>": 5, "<extra_id_1>": 4}, eos=1, modes=False).sentinels.tolist() == [5, 4]

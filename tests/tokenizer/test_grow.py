@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,9 +12,9 @@ import sentencepiece
 
 from penjing.errors import InputError
 from penjing.tokenizer.build import build
-from penjing.tokenizer.grow import Wish, plan_growth
+from penjing.tokenizer.grow import Wish, only_special, plan_growth, special_pieces
 from penjing.tokenizer.merges import merge_tree
-from penjing.tokenizer.plan import NewPiece
+from penjing.tokenizer.plan import NewPiece, read_plan, write_plan
 from penjing.tokenizer.runs import runs_in
 from penjing.tokenizer.vocabulary import UNKNOWN, Vocabulary
 from penjing.tokenizer.write import fast_tokenizer
@@ -135,3 +136,29 @@ def test_edited_plan_adds_only_what_is_left_in_it(vocabulary: Vocabularies, char
     plan = plan_growth(old, characters, None, Wish(old.total + 50))
     edited = replace(plan, new=plan.new[:10] + plan.new[20:])
     assert build(old, edited).pieces[old.total:] == tuple(piece.piece for piece in edited.new)
+
+
+@pytest.mark.parametrize("name", ["llama2_32k", "gpt2_50k", "t5_32k"])
+def test_special_tokens_are_one_id_each_and_change_no_other_text(vocabulary: Callable[[str], Vocabulary], name: str) -> None:
+    old = vocabulary(name)
+    special = special_pieces(["<R>", "[gMASK]", "<mark_0..2>"])
+    assert [item.piece for item in special] == ["<R>", "[gMASK]", "<mark_0>", "<mark_1>", "<mark_2>"]
+    plan = only_special(old, special, 64)
+    new = build(old, plan)
+    first = old.total
+    assert new.total == plan.size_after == first + 5 and {first, first + 4} <= new.special_ids
+    encode, before = fast_tokenizer(new), fast_tokenizer(old)
+    assert encode.encode("a<R>b", add_special_tokens=False).ids.count(first) == 1
+    for text in ("Hello world, 盆景是中国传统的艺术。", "x <r> [gmask]"):
+        assert encode.encode(text, add_special_tokens=False).ids == before.encode(text, add_special_tokens=False).ids
+    if new.proto is not None:
+        processor = sentencepiece.SentencePieceProcessor(model_proto=new.proto)
+        assert processor.IsControl(first) and processor.IdToPiece(first) == "<R>"
+    with pytest.raises(InputError, match="special token '<R>' cannot be added: it is there already"):
+        build(new, only_special(new, special, 64))
+
+
+def test_a_plan_with_special_tokens_survives_being_written(vocabulary: Callable[[str], Vocabulary], tmp_path: Path) -> None:
+    plan = only_special(vocabulary("llama2_32k"), special_pieces(["<R>"]), 1)
+    write_plan(tmp_path / "plan.json", plan)
+    assert read_plan(tmp_path / "plan.json") == plan

@@ -50,8 +50,9 @@ def find_special(names: Mapping[str, int], *, eos: int, decoder_start: int = 0, 
     while (name := f"<extra_id_{len(sentinels)}>") in names:
         sentinels.append(names[name])
     if not sentinels:
-        raise InputError(fault("the tokenizer has no sentinels", where=str(where), expected="special tokens <extra_id_0>, "
-                               "<extra_id_1>, …", fix="add them when the vocabulary is extended, or use another objective"))
+        raise InputError(fault("the tokenizer has no sentinels", where=str(where),
+                               expected="special tokens <extra_id_0>, <extra_id_1>, …",
+                               fix="add them with grow-vocab's special_tokens: ['<extra_id_0..99>'], or use another objective"))
     return Special(np.array(sentinels, np.int64), eos=eos, decoder_start=decoder_start,
                    modes=pick(names, MODE_NAMES, where=where, purpose="UL2's modes") if modes else None)
 
@@ -63,8 +64,9 @@ def pick(names: Mapping[str, int], wanted: Mapping[str, tuple[str, ...]], *, whe
     for key, spellings in wanted.items():
         name = next((text for text in spellings if text in names), None)
         if name is None:
+            without = ", or set mode_tokens: false" if wanted is MODE_NAMES else ""
             raise InputError(fault(f"the tokenizer lacks a token for {purpose}", where=str(where),
                                    expected=f"one of {', '.join(spellings)} among its special tokens",
-                                   fix="add it when the vocabulary is extended"))
+                                   fix=f"add it with grow-vocab's special_tokens{without}"))
         found[key] = names[name]
     return found

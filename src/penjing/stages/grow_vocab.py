@@ -7,16 +7,17 @@ rows of embedding and head are made from the rows of the old tokens that spelled
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from penjing.config import Config as Settings
 from penjing.contract import CHECKPOINT, CORPUS, Estimate, Inputs, Job
 from penjing.errors import ConfigError, fault
 
-VERSION = 1
+VERSION = 2
 INPUTS = {"checkpoint": CHECKPOINT, "corpus": CORPUS}
 OUTPUT = CHECKPOINT
 
@@ -26,8 +27,12 @@ Init = Literal["position", "uniform", "idf", "first_last", "multivariate", "focu
 class Config(Settings):
     """Settings of grow-vocab."""
 
-    size: int = Field(gt=0)
-    """Size of the vocabulary afterwards, before padding; fewer pieces are added when the corpus has no more."""
+    size: int | None = Field(default=None, gt=0)
+    """Size of the vocabulary afterwards, special tokens included, before padding; fewer pieces are added when the corpus has no
+    more. None: only the special tokens are added."""
+    special_tokens: list[str] = []
+    """Special tokens to add: sentinels and modes of UL2, GLM's masks, marks of a chat. `<extra_id_0..99>` stands for a hundred. Their
+    rows are drawn like the existing ones."""
     pieces: Literal["characters", "words", "all"] = "characters"
     """`characters`: Chinese characters and punctuation; `words`: these and Chinese words; `all`: words of any script too."""
     languages: list[str] | None = None
@@ -58,6 +63,12 @@ class Config(Settings):
     seed: int = 0
     """Seed of the tie-breaking noise and of drawn rows."""
 
+    @model_validator(mode="after")
+    def _something_to_add(self) -> Config:
+        if self.size is None and not self.special_tokens and self.plan is None:
+            raise ValueError("size, special_tokens or plan")
+        return self
+
 
 def run(config: Config, inputs: Inputs, out: Path, job: Job) -> dict[str, Any]:
     """Write the grown checkpoint into `out`; figures before and after."""
@@ -65,7 +76,7 @@ def run(config: Config, inputs: Inputs, out: Path, job: Job) -> dict[str, Any]:
     from penjing.tokenizer.apply import Rows
     from penjing.tokenizer.change import change_vocabulary, forget, languages_of, similar_tokens
     from penjing.tokenizer.count import Counts
-    from penjing.tokenizer.grow import Wish, plan_growth
+    from penjing.tokenizer.grow import Wish, only_special, plan_growth, special_pieces
     from penjing.tokenizer.plan import VocabPlan, fits, read_plan
     from penjing.tokenizer.runs import collect_runs
     from penjing.tokenizer.vocabulary import Vocabulary
@@ -78,11 +89,15 @@ def run(config: Config, inputs: Inputs, out: Path, job: Job) -> dict[str, Any]:
             plan = read_plan(config.plan)
             fits(plan, vocabulary)
             return plan
+        special = special_pieces(config.special_tokens)
+        if config.size is None:
+            return only_special(vocabulary, special, config.pad_to_multiple)
         runs = None
         if config.pieces != "characters":
             runs = collect_runs(corpus, kind=config.pieces, languages=languages, job=job, state=state)
-        wish = Wish(config.size, config.pieces, config.min_count, config.pad_to_multiple)
-        return plan_growth(vocabulary, counts.all_characters(languages), runs, wish)
+        wish = Wish(config.size - len(special), config.pieces, config.min_count, config.pad_to_multiple)
+        plan = plan_growth(vocabulary, counts.all_characters(languages), runs, wish)
+        return replace(plan, new=(*plan.new, *special))
 
     def rows(vocabulary: Vocabulary, counts: Counts, plan: VocabPlan, how: Config = config) -> Rows:
         tokens = counts.all_tokens()

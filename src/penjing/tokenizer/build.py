@@ -135,16 +135,38 @@ class Extension:
 
 
 def extend(vocabulary: Vocabulary, new: Sequence[NewPiece]) -> tuple[Vocabulary, list[tuple[int, ...]]]:
-    """`vocabulary` with `new` appended in order, and the old ids each is made of."""
+    """`vocabulary` with `new` appended in order, special tokens last, and the old ids each is made of (none for special ones)."""
+    plain = [item for item in new if not item.special]
+    special = [item.piece for item in new if item.special]
+    if any(item.special for item in new[: len(plain)]):
+        raise InputError(fault("special tokens come after all other new pieces", where=vocabulary.name,
+                               found=f"{special[0]!r} before {plain[-1].piece!r}"))
     if vocabulary.kind == "unigram":
         from penjing.tokenizer.unigram import extend_unigram
 
-        return extend_unigram(vocabulary, new)
-    refuse_wordpiece(vocabulary)
-    extension = Extension(vocabulary)
-    for item in new:
-        extension.add(item.piece)
-    return grown(vocabulary, extension), extension.expansions
+        result, expansions = extend_unigram(vocabulary, plain)
+    else:
+        refuse_wordpiece(vocabulary)
+        extension = Extension(vocabulary)
+        for item in plain:
+            extension.add(item.piece)
+        result, expansions = grown(vocabulary, extension), extension.expansions
+    return (with_special(result, special), [*expansions, *(() for _ in special)]) if special else (result, expansions)
+
+
+def with_special(vocabulary: Vocabulary, contents: Sequence[str]) -> Vocabulary:
+    """`vocabulary` with special tokens at its end: control pieces in a `.model`, added tokens in `tokenizer.json`."""
+    taken = {*vocabulary.pieces, *(str(token["content"]) for token in vocabulary.added)}
+    for index, content in enumerate(contents):
+        if not content or content in taken or content in contents[:index]:
+            raise InputError(fault(f"special token {content!r} cannot be added: it is there already", where=vocabulary.name))
+    first = len(vocabulary)
+    scores = None if vocabulary.scores_V is None else np.concatenate([vocabulary.scores_V, np.zeros(len(contents))])
+    result = replace(vocabulary, pieces=(*vocabulary.pieces, *contents), scores_V=scores,
+                     types_V=np.concatenate([vocabulary.types_V, np.full(len(contents), CONTROL, dtype=np.uint8)]),
+                     added=(*vocabulary.added, *(layouts.added_token(first + at, content=content)
+                                                 for at, content in enumerate(contents))))
+    return replace(result, proto=proto_of(result))
 
 
 def grown(vocabulary: Vocabulary, extension: Extension) -> Vocabulary:

@@ -6,7 +6,8 @@ saves one. Characters and words are taken in the order of that gain until the si
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -63,6 +64,23 @@ def plan_growth(vocabulary: Vocabulary, characters: np.ndarray, runs: list[tuple
     notes = {"asked": wish.size, "pieces": wish.kind, "characters": single}
     return VocabPlan("grow", vocabulary.kind, source_hash(vocabulary), vocabulary.total, tuple(range(vocabulary.total)),
                      tuple(pieces), wish.pad_to_multiple, notes=notes)
+
+
+def special_pieces(contents: Sequence[str]) -> list[NewPiece]:
+    """Special tokens as pieces of a plan; `<extra_id_0..99>` is written out."""
+    found: list[NewPiece] = []
+    for content in contents:
+        match = re.fullmatch(r"(.*?)(\d+)\.\.(\d+)(.*)", content)
+        names = [f"{match[1]}{number}{match[4]}" for number in range(int(match[2]), int(match[3]) + 1)] if match else [content]
+        found += [NewPiece(name, 0, (), special=True) for name in names]
+    return found
+
+
+def only_special(vocabulary: Vocabulary, special: list[NewPiece], pad_to_multiple: int) -> VocabPlan:
+    """A plan that adds special tokens and nothing else."""
+    refuse_wordpiece(vocabulary)
+    return VocabPlan("grow", vocabulary.kind, source_hash(vocabulary), vocabulary.total, tuple(range(vocabulary.total)),
+                     tuple(special), pad_to_multiple, notes={"asked": "special tokens only"})
 
 
 def candidate_characters(vocabulary: Vocabulary, characters: np.ndarray, min_count: int) -> list[tuple[str, int]]:

@@ -31,6 +31,8 @@ class NewPiece:
     """Ids of the old tokens it is made of, in order."""
     score: float | None = None
     """Unigram only: the score it is added with."""
+    special: bool = False
+    """A special token (a sentinel, a mode, a mark of a chat): matched whole before anything else, made of no old tokens."""
 
 
 @dataclass(frozen=True)
@@ -102,6 +104,8 @@ def write_plan(path: Path, plan: VocabPlan) -> None:
         row = {"piece": piece.piece, "count": piece.count, "old": list(piece.old)}
         if piece.score is not None:
             row["score"] = piece.score
+        if piece.special:
+            row["special"] = True
         lines.append(f"    {_json(row)}{',' if at < len(plan.new) - 1 else ''}")
     lines += ["  ]", "}"]
     write_text(path, "\n".join(lines) + "\n")
@@ -123,7 +127,8 @@ def read_plan(path: Path) -> VocabPlan:
         ids = tuple(sorted(counts))
         if len(ids) != len(kept):
             raise InputError(fault("an id is kept twice", where=path, found=f"{len(kept)} lines", expected=f"{len(ids)} ids"))
-    new = tuple(NewPiece(row["piece"], int(row.get("count", 0)), tuple(row.get("old", ())), row.get("score"))
+    new = tuple(NewPiece(row["piece"], int(row.get("count", 0)), tuple(row.get("old", ())), row.get("score"),
+                         bool(row.get("special", False)))
                 for row in content["new"])
     return VocabPlan(content["operation"], content["kind"], content["source"], int(content["size_before"]), ids, new,
                      int(content["pad_to_multiple"]), counts, spelling, content.get("notes", {}))
