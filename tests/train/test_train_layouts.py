@@ -186,35 +186,36 @@ def test_a_run_goes_on_under_one_layout_after_another(alone: Path, tmp_path: Pat
 
 
 @pytest.mark.slow
-def test_matrices_that_hold_several_are_cut_by_parts(tmp_path: Path) -> None:
-    """OpenBA's gate and up, GPT-2's q, k and v: two processes equal one, and one process goes on from their state."""
+def test_matrices_are_cut_as_each_architecture_needs(tmp_path: Path, tiny_tokens: Path) -> None:
+    """OpenBA's gate and up and GPT-2's q, k and v part by part; Qwen3's norms of single heads hear of all heads. One process goes
+    on from the state of two."""
+    from transformers import GPT2Config, GPT2LMHeadModel, Qwen3Config, Qwen3ForCausalLM
+
     from tests.train import test_train_seq2seq as openba
 
-    tokens = openba.make_tokens(tmp_path / "tokens")
-    model = openba.make("openba", tmp_path / "model")
-    more = {"stream": openba.stream_config().model_dump(mode="json"), "lr": 1e-2, "tokens": 2400}
-    launch(spec(tmp_path / "alone", model, tokens, **more))
-    launch(spec(tmp_path / "two", model, tokens, parallel={"tensor": 2}, **more),
-           spec(tmp_path / "mixed", model, tokens, parallel={"tensor": 2}, stop=2, **more))
-    launch(spec(tmp_path / "mixed", model, tokens, **more))
-    for name in ("two", "mixed"):
-        assert len(steps(tmp_path / name)) > 3
-        assert_close(steps(tmp_path / name), steps(tmp_path / "alone"), 1e-5)
-        assert_same_weights(tmp_path / name, tmp_path / "alone")
-
-
-@pytest.mark.slow
-def test_norms_of_single_heads_hear_of_all_heads(tmp_path: Path, tiny_tokens: Path) -> None:
-    """Qwen3's q_norm and k_norm are whole on every process that has some of the heads: their gradients are summed."""
-    from transformers import Qwen3Config, Qwen3ForCausalLM
-
+    pairs = openba.make_tokens(tmp_path / "pairs")
+    openba.make("openba", tmp_path / "openba")
     Qwen3ForCausalLM(Qwen3Config(vocab_size=97, hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4,
                                  num_key_value_heads=2, head_dim=8, max_position_embeddings=256, pad_token_id=0, bos_token_id=1,
-                                 eos_token_id=2, tie_word_embeddings=False)).save_pretrained(tmp_path / "model")
-    launch(spec(tmp_path / "alone", tmp_path / "model", tiny_tokens, tokens=2000))
-    launch(*(spec(tmp_path / name, tmp_path / "model", tiny_tokens, tokens=2000, parallel={name: 2}) for name in ("tensor", "pipeline")))
-    for name in ("tensor", "pipeline"):
-        assert_close(steps(tmp_path / name), steps(tmp_path / "alone"), 1e-5)
+                                 eos_token_id=2, tie_word_embeddings=False)).save_pretrained(tmp_path / "qwen3")
+    GPT2LMHeadModel(GPT2Config(vocab_size=97, n_embd=32, n_layer=2, n_head=4, n_positions=256, resid_pdrop=0, embd_pdrop=0,
+                               attn_pdrop=0, bos_token_id=1, eos_token_id=2)).save_pretrained(tmp_path / "gpt2")
+
+    def a_run(model: str, name: str, **more: object) -> dict:
+        settings: dict = {"tokens": 1500, **more}
+        if model == "openba":
+            settings |= {"stream": openba.stream_config().model_dump(mode="json"), "tokens": 2400}
+        return spec(tmp_path / f"{model}-{name}", tmp_path / model, pairs if model == "openba" else tiny_tokens, **settings)
+
+    models, tensor = ("openba", "gpt2", "qwen3"), {"tensor": 2}
+    launch(*(a_run(model, "two", parallel=tensor) for model in models), a_run("qwen3", "pipeline", parallel={"pipeline": 2}),
+           *(a_run(model, "mixed", parallel=tensor, stop=2) for model in models))
+    launch(*(a_run(model, name) for model in models for name in ("alone", "mixed")))
+    for model in models:
+        for name in ("two", "mixed", *(["pipeline"] if model == "qwen3" else [])):
+            assert len(steps(tmp_path / f"{model}-{name}")) > 3
+            assert_close(steps(tmp_path / f"{model}-{name}"), steps(tmp_path / f"{model}-alone"), 1e-5)
+            assert_same_weights(tmp_path / f"{model}-{name}", tmp_path / f"{model}-alone")
 
 
 @pytest.mark.slow

@@ -10,6 +10,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -108,6 +109,36 @@ def test_workers_die_with_their_launcher(tmp_path: Path, tiny_checkpoint: Path, 
         launcher.wait()
     _, alive = psutil.wait_procs(orphans, timeout=30)
     assert not alive
+
+
+@pytest.mark.slow
+def test_ray_gives_the_same_bytes_after_losing_a_worker(tmp_path: Path, tiny_checkpoint: Path, tiny_tokens: Path) -> None:
+    """Two workers on a Ray cluster of this machine, one of them killed: the checkpoint is our own launcher's."""
+    pytest.importorskip("ray", reason="Ray is an optional extra and not installed")
+    import psutil
+
+    from penjing.train.launch_ray import launch_ray
+
+    config = {**SETTINGS, **STREAM, "save_every": 2, "parallel": {"shard": 2}}
+    (tmp_path / "own").mkdir()
+    stage.run(stage.Config(**config), {"checkpoint": tiny_checkpoint, "tokens": [tiny_tokens]}, tmp_path / "own", Job())
+    killed: list[int] = []
+
+    def kill_one() -> None:
+        while not list((tmp_path / "ray" / "state").glob("step-*[0-9]")):
+            time.sleep(0.02)
+        for process in psutil.process_iter(["cmdline"]):
+            line = process.info["cmdline"] or []
+            if "penjing.train.launch" in line and str(tmp_path / "ray") in line[-1]:
+                killed.append(process.pid)
+                process.kill()
+                return
+
+    threading.Thread(target=kill_one, daemon=True).start()
+    launch_ray({**spec(tmp_path / "ray", tiny_checkpoint, tiny_tokens), "config": config})
+    assert killed
+    for name in ("model.safetensors", "train.json"):
+        assert (tmp_path / "ray" / name).read_bytes() == (tmp_path / "own" / name).read_bytes()
 
 
 def test_other_tokens_than_before_are_refused(tmp_path: Path, tiny_checkpoint: Path, tiny_tokens: Path) -> None:
