@@ -13,12 +13,13 @@ import torch
 from penjing.errors import ConfigError, InputError
 from penjing.models import tiny
 from penjing.models.checkpoint import load_model, open_checkpoint
+from penjing.models.cost import count_parameters
 from penjing.models.family import of
 from penjing.prune import rotation
 from penjing.prune.calibrate import calibrate
 from penjing.prune.cut import apply
 from penjing.prune.plan import PruningPlan, build
-from penjing.prune.request import Request, make_plan
+from penjing.prune.request import Request, check_sizes, make_plan
 from tests.prune.test_calibrate import samples
 
 CASES = ("llama", "llama-tied-biased", "qwen2", "qwen3", "glm", "gpt2", "codegen", "opt", "t5", "t5-own-head", "umt5",
@@ -190,6 +191,14 @@ def test_a_head_of_its_own_changes_nothing(case: str, smaller: dict[str, Any], t
                 assert extra == one.get_output_embeddings().weight.numel()
             before = logits(two, text)
             assert (logits(one, text) - before).abs().max() < 1e-5 * float(before.abs().max())
+
+
+def test_a_head_of_its_own_counts_in_the_share_that_stays() -> None:
+    config = {**tiny.make("llama-tied-biased").config.to_dict(), "vocab_size": 4000, "hidden_size": 256, "intermediate_size": 640}
+    for untie in (False, True):
+        result = check_sizes(Request(keep=0.6, untie=untie), config)[2]
+        assert result["tie_word_embeddings"] != untie
+        assert count_parameters(result) / count_parameters(config) == pytest.approx(0.6, rel=0.1)
 
 
 def test_norms_are_calibrated_by_a_key_of_their_own(tmp_path: Path) -> None:

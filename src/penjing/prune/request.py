@@ -157,8 +157,10 @@ def wanted(
                     fix="give either keep or sizes",
                 )
             )
+        result = _untied(request, model)  # a head of its own counts among what is left
+        share = request.keep * cost.count_parameters(model) / cost.count_parameters(result)
         sizes = propose.sizes_for(
-            model, request.keep, axes=request.keep_axes, tensor_parallel=request.tensor_parallel, multiple_of=request.multiple_of
+            result, share, axes=request.keep_axes, tensor_parallel=request.tensor_parallel, multiple_of=request.multiple_of
         )
         counts: dict[str, int | list[int]] = {stack.name: sizes.get(stack.size, old[stack.size]) for stack in family.stacks}
         return {name: value for name, value in sizes.items() if name not in stack_sizes}, counts
@@ -181,7 +183,12 @@ def check_sizes(
     rules.check(
         model, {**sizes, **counts}, tensor_parallel=request.tensor_parallel, multiple_of=request.multiple_of, force=request.force
     )
-    return sizes, layers, family.resize(model, {**sizes, **counts})
+    return sizes, layers, family.resize(_untied(request, model), {**sizes, **counts})
+
+
+def _untied(request: Request, model: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The configuration with a head of its own, where one is asked for and there is none."""
+    return {**model, "tie_word_embeddings": False} if request.untie and of(model).tied(model) else model
 
 
 def schedule(request: Request, model: Mapping[str, Any]) -> list[dict[str, Any]]:
