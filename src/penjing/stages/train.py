@@ -117,9 +117,15 @@ def price(config: Config, inputs: Inputs) -> Estimate:
     teacher = inputs.get("teacher")
     if teacher is not None and teacher.model is not None:
         flops += config.tokens * flops_per_token(teacher.model, sequence_length=config.sequence_length) / 3
+    ways = config.parallel
     rows = config.micro_rows or max(1, 16384 // config.sequence_length)
-    memory = training_memory_bytes(model, tokens_per_step=min(rows, config.batch_rows) * config.sequence_length,
-                                   sequence_length=config.sequence_length, recompute=config.recompute != "none")
+    tokens = min(rows, config.batch_rows) * config.sequence_length
+    memory = training_memory_bytes(model, tokens_per_step=tokens, sequence_length=config.sequence_length,
+                                   recompute=config.recompute != "none")
+    memory -= 8.0 * model.get("vocab_size", 0) * max(0, tokens - config.loss_chunk_tokens)  # logits are made in chunks
+    held = 16.0 * parameters  # weights, gradients and two moments in 32 bits
+    memory = held / (ways.world / ways.replicate) + (memory - held) / (ways.context * ways.tensor)
+    memory = max(memory, 4.0 * parameters)  # every process reads the whole checkpoint before it keeps its share
     return Estimate(flops=flops, memory_bytes=memory + 4e8, disk_bytes=4.0 * parameters, tokens=float(config.tokens),
                     parameters=float(parameters), vocab_size=model.get("vocab_size"), model=model)
 

@@ -97,7 +97,8 @@ def main() -> None:
     given = sys.argv[1]
     spec = json.loads(given if given.lstrip().startswith("{") else Path(given).read_text(encoding="utf-8"))
     if os.environ.get("RANK", "0") == "0":
-        (Path(spec["out"]) / "state" / "fault.txt").unlink(missing_ok=True)
+        for old in ("fault.txt", "stop"):
+            (Path(spec["out"]) / "state" / old).unlink(missing_ok=True)
     try:
         lookup.attribute(spec.get("work", WORK), what="worker")(spec)
     except PenjingError as error:
