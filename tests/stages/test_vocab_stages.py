@@ -128,6 +128,20 @@ def test_stored_ids_follow_the_renumbering(shared: Path, corpus: Path, tmp_path:
     assert stored["suppress_tokens"] == [-1]
 
 
+def test_special_tokens_can_be_all_that_is_added(shared: Path, corpus: Path, tmp_path: Path) -> None:
+    inputs = {"checkpoint": shared / "models" / "stories260K", "corpus": corpus}
+    figures = run(grow_vocab, inputs, tmp_path / "model", special_tokens=["<extra_id_0..3>", "<R>"], pad_to_multiple=1)
+    assert (figures["vocab_before"], figures["vocab_after"], figures["added"]) == (512, 517, 5)
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "model")
+    assert tokenizer("<R> it<extra_id_2>", add_special_tokens=False).input_ids[0] == 516 and len(tokenizer) == 517
+    assert tokenizer("<R> it<extra_id_2>", add_special_tokens=False).input_ids[-1] == 514
+    old = AutoModelForCausalLM.from_pretrained(inputs["checkpoint"]).get_input_embeddings().weight
+    new = AutoModelForCausalLM.from_pretrained(tmp_path / "model").get_input_embeddings().weight
+    assert torch.equal(new[:512], old) and len(torch.unique(new[512:], dim=0)) == 5
+    with pytest.raises(ConfigError, match="size, special_tokens or plan"):
+        run(grow_vocab, inputs, tmp_path / "nothing")
+
+
 def test_plan_only_writes_a_plan_that_gives_the_same_checkpoint(shared: Path, corpus: Path, grown: tuple[Path, dict[str, Any]],
                                                                 tmp_path: Path) -> None:
     inputs = {"checkpoint": shared / "models" / "stories260K", "corpus": corpus}
