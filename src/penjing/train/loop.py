@@ -10,26 +10,25 @@ import math
 import shutil
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
 
 from penjing import console
 from penjing.contract import Job
 from penjing.errors import ConfigError, GateError, InputError, Interrupted, fault
 from penjing.files import canonical_json, disk_faults, hash_text, read_json, write_json
-from penjing.train import distributed, exporting, light, metrics, model, optim, pipeline, shards, state, tensor
+from penjing.train import distributed, exporting, metrics, model, optim, pipeline, shards, state, tensor
+from penjing.train.assemble import assemble
 from penjing.train.config import TrainConfig
 from penjing.train.feed import Part, Place, Step, StreamLike, ahead, prepare_step
 from penjing.train.guard import Guard, keep_batch
 from penjing.train.held_out import HeldOut, bits_per_byte, denoiser_losses
 from penjing.train.loss import Losses
-from penjing.train.memory import keep_freed_memory
+from penjing.train.memory import memory_faults
 from penjing.train.schedule import learning_rate
 from penjing.train.shards import ShardSaver
 from penjing.train.sinks import Sinks
@@ -79,41 +78,13 @@ class Run:
         if config.deterministic:
             torch.use_deterministic_algorithms(True, warn_only=True)
         torch.manual_seed(config.seed)
-        self.precision = model.resolve_precision(config.precision, self.device)
-        product = model.PRODUCTS[self.precision]
-        alone = self.world.size == 1
-        whole = model.load(checkpoint).train()
-        self.shape: dict[str, Any] = whole.config.to_dict()  # type: ignore[union-attr, operator]
+        made = assemble(config, self.world, checkpoint=checkpoint, teacher=teacher)
+        self.made, self.parameters, self.optimizer, self.objective, self.precision = (
+            made, made.parameters, made.optimizer, made.objective, made.precision)
         self.sources: tuple[str, ...] = tuple(getattr(stream, "sources", ("all",)))
-        chosen = optim.choose_trainable(whole, config)
-        self.total_parameters = sum(p.numel() for p in whole.parameters())
-        self.trained_parameters = sum(p.numel() for p in chosen.values())
-        if config.trainable == "new-rows" and not alone:
-            raise ConfigError(fault("new-rows is trained by one process only", where="parallel"))
-        self.models: dict[int, nn.Module] = {0: whole}
-        """The whole model, or this process's stages of it by number."""
-        twins: set[str] = set()
-        if config.parallel.pipeline > 1:
-            self.models, twins = pipeline.split(whole, self.world, trained=set(chosen))
-        taught = None
-        if teacher is not None and (config.parallel.pipeline == 1 or self.world.is_last_stage):
-            taught = model.load(teacher).to(self.device)
-        if self.device.type == "cpu" and not config.compile:
-            keep_freed_memory()
-            for one in (*self.models.values(), *([taught] if taught is not None else [])):
-                light.lighten(one, product=product)
-        self.partial_names: set[str] = set()
-        self.objective: Any = self._assemble(taught, product)
-        named = {name: parameter for one in self.models.values() for name, parameter in one.named_parameters()}
-        self.parameters = {name: named[name] for name in chosen if name in named}
-        self.twins = {name: parameter for name, parameter in self.parameters.items() if name in twins}
-        self.own = {name: parameter for name, parameter in self.parameters.items()
-                    if name not in twins or self.world.pipeline_rank == 0}
-        """Parameters that this process answers for: of those held at both ends of a pipeline, the first end's."""
-        self.optimizer = optim.build_optimizer(self.parameters, config)
         self.guard = Guard(config.guard)
         self.saver: state.Saver | ShardSaver = state.Saver(out / "state", keep=config.keep_states)
-        if not alone:
+        if self.world.size > 1:
             self.saver = ShardSaver(out / "state", keep=config.keep_states, world=self.world)
         self.validation = validation
         self.shares: dict[str, Any] | None = getattr(stream, "initial_state", lambda: None)()
@@ -157,9 +128,9 @@ class Run:
     def go(self) -> None:
         """Train until the tokens are used up."""
         self._peak, self._peak_source = metrics.peak_flops(self.device, model.PRODUCTS[self.precision])
-        self._cost = metrics.cost_of(self.shape)
+        self._cost = metrics.cost_of(self.made.shape)
         self.sinks.record(event="start", step=self.step, precision=self.precision, peak=self._peak_source,
-                        processes=self.world.size, parameters=self.total_parameters, trained=self.trained_parameters)
+                        processes=self.world.size, parameters=self.made.total, trained=self.made.trained)
         with console.bar("train", total=self.config.tokens, unit="tokens") as bar:
             bar.done = float(self.tokens)
             while self.tokens < self.config.tokens:
@@ -173,8 +144,8 @@ class Run:
             self._evaluate()
         report = {
             "version": VERSION, "steps": self.step, "updates": self.updates, "tokens": self.tokens,
-            "parameters": self.total_parameters,
-            "trained_parameters": self.trained_parameters,
+            "parameters": self.made.total,
+            "trained_parameters": self.made.trained,
             "precision": self.precision, "final_loss": self.tail.loss, "final_loss_by_source": self.tail.by_source(self.sources),
             "skipped_steps": self.skipped, "curve": self.curve, "held_out": self.evaluations,
         }
@@ -191,39 +162,16 @@ class Run:
         self.world.barrier()
         return _figures(report)
 
-    def _assemble(self, teacher: nn.Module | None, product: torch.dtype | None) -> Any:
-        """One module from a part of a batch to its losses: the model cut, sped up and sharded as the layout says."""
-        config, world = self.config, self.world
-        sharded = world.copies > 1
-        wire = product if sharded and product is not None else torch.float32
-        stages: dict[int, pipeline.Stage] = {}
-        for number, one in self.models.items():
-            one.to(self.device)
-            last = number == world.stages - 1
-            objective = model.Objective(one, config, teacher=teacher if last else None, product=product, autocast=not sharded)
-            root: nn.Module = objective
-            if world.parallel.pipeline > 1:
-                root = stages[number] = pipeline.Stage(objective, first=number == 0, last=last, wire=wire)
-            if config.fp8:
-                light.multiply_in_8_bits(one, self.device)
-            self.partial_names |= tensor.cut(one, world)
-            distributed.speed_up(one, config)
-            distributed.shard(one, root, world, config, product,
-                              placement=tensor.placement_of(world.parallel.shard * world.parallel.context))
-        if not stages:
-            return root
-        return pipeline.Pipeline(stages, world, next(iter(self.models.values())).config.hidden_size, wire)  # type: ignore[union-attr, arg-type]
-
     def _export(self, out: Path) -> None:
         """A plain Hugging Face checkpoint of the weights as they are; all processes must call it."""
         weights = None
         if self.world.size > 1:
-            weights = exporting.gather(self.models, self.world)
+            weights = exporting.gather(self.made.models, self.world)
         if self.world.is_main:
             made = self.out / "state" / "export.tmp" if out != self.out else out
             with disk_faults(out):
                 shutil.rmtree(self.out / "state" / "export.tmp", ignore_errors=True)
-                exporting.export(self.models[0], made, source=self.checkpoint, weights=weights)
+                exporting.export(self.made.models[0], made, source=self.checkpoint, weights=weights)
                 if made != out:
                     shutil.rmtree(out, ignore_errors=True)
                     out.parent.mkdir(exist_ok=True)
@@ -271,7 +219,7 @@ class Run:
     def _one(self, batch: Step, clock: float, bar: console.Bar) -> bool:
         """One step; False when the run was rolled back and the feed must start over."""
         lr = learning_rate(self.config, self.tokens)
-        with self._memory_faults(batch):
+        with memory_faults(self.config, batch, self.step):
             tally, loss, norm = self._gradients(batch)
         verdict = self.guard.judge(loss, norm)
         if verdict == "broken" and self.precision == "fp16" and math.isfinite(loss) and self.loss_scale > 1.0:
@@ -286,7 +234,7 @@ class Run:
             if verdict == "rolled back":
                 return False
         if verdict == "fine":
-            with self._memory_faults(batch):
+            with memory_faults(self.config, batch, self.step):
                 self._update(lr, norm)
         self.optimizer.zero_grad(set_to_none=True)
         self._advance(batch, tally, lr, norm)
@@ -302,26 +250,15 @@ class Run:
         for part, losses in self._backward(batch.parts, share):
             total += float(losses.total.detach())
             tally.add(part, losses.nll_T)
-        partial = {name: self.parameters[name] for name in self.partial_names if name in self.parameters}
-        if partial:
-            tensor.join(dict(sorted(partial.items())), self.world)
-        if self.twins:
-            pipeline.join_twins(self.twins, self.world.ends_group)
-        norm = float(self.world.join_norms(optim.gradient_norm(self.own.values()))) / self.loss_scale
+        if self.made.partial:
+            tensor.join(self.made.partial, self.world)
+        if self.made.twins:
+            pipeline.join_twins(self.made.twins, self.world.ends_group)
+        norm = float(self.world.join_norms(optim.gradient_norm(self.made.own.values()))) / self.loss_scale
         figures = self.world.sum(np.concatenate([[total, float(self.job.stop())], tally.sources.ravel(), tally.denoisers.ravel()]))
         total, self._stop = float(figures[0]), bool(figures[1])
         tally.fill(figures[2:])
         return tally, total / weight, norm
-
-    @contextmanager
-    def _memory_faults(self, batch: Step) -> Iterator[None]:
-        """Turn running out of memory into a ConfigError that says what to change and by how much."""
-        try:
-            yield
-        except RuntimeError as error:
-            if _is_out_of_memory(error):
-                raise ConfigError(_out_of_memory(self.config, self.step, batch.parts[0].targets)) from error
-            raise
 
     def _backward(self, parts: list[Part], share: float) -> Iterator[tuple[Part, Losses]]:
         """Gradients of all parts, one after another or through the pipeline; gives the losses that this process sees."""
@@ -436,7 +373,7 @@ class Run:
         self.sinks.record(event="shares", step=self.step, shares=self.shares["shares"], denoiser_losses=losses)
 
     def _save(self, *, wait: bool = False) -> None:
-        tensors = state.tensors_of(self.own, self.optimizer)
+        tensors = state.tensors_of(self.made.own, self.optimizer)
         self.saver.save(self.step, tensors, self._facts(), wait=wait)
 
     def _facts(self) -> dict[str, Any]:
@@ -472,28 +409,6 @@ def _figures(report: dict[str, Any]) -> dict[str, Any]:
     last = report["held_out"][-1]["bits_per_byte"] if report["held_out"] else None
     return {**{key: report[key] for key in ("steps", "tokens", "parameters", "final_loss", "final_loss_by_source", "curve")},
             **({"bits_per_byte": last} if last is not None else {}), "skipped_steps": len(report["skipped_steps"])}
-
-
-def _is_out_of_memory(error: BaseException | None) -> bool:
-    """Whether memory ran out, also inside a pipeline, which wraps what happened."""
-    while error is not None:
-        if isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error):
-            return True
-        error = error.__cause__
-    return False
-
-
-def _out_of_memory(config: TrainConfig, step: int, targets_BS: torch.Tensor) -> str:
-    """What to change and by how much, the cheapest first; none of it changes the result but for rounding."""
-    rows, length = targets_BS.shape
-    ways = config.parallel
-    fixes = [f"micro_rows: {rows // 2}"] if rows > 1 and ways.pipeline == 1 else []
-    fixes += ["recompute: full"] if config.recompute != "full" else []
-    fixes += [f"loss_chunk_tokens: {config.loss_chunk_tokens // 4}"] if config.loss_chunk_tokens >= 1024 and rows == 1 else []
-    fixes += [f"parallel.shard: {2 * ways.shard} on twice the processes"]
-    fixes += [f"parallel.context: {2 * ways.context} on twice the processes"] if rows == 1 else []
-    return fault("out of memory", where=f"step {step}", found=f"{rows} row{'s' if rows > 1 else ''} of {length} tokens in one "
-                 "forward pass", fix=f"set {', or else '.join(fixes)}")
 
 
 def _identity_of(config: TrainConfig) -> dict[str, Any]:
