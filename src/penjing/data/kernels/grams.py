@@ -113,9 +113,8 @@ def _grams(data, offsets, lengths, hashes, first, wanted, result, keys, counts, 
         while position < end:
             point, length = code_point(data, position)
             position += length
-            if point != 0x20 and point != 0x0A:
-                points[size] = np.uint64(point)
-                size += 1
+            points[size] = np.uint64(point)
+            size += np.int64((point != 0x20) & (point != 0x0A))
         if size and want & ENTROPY:
             row[11] = _entropy(points, size, tally)
         for column, n, bit in ((12, 3, CHAR_3), (14, 10, CHAR_10), (16, 13, CHAR_13)):
