@@ -193,9 +193,9 @@ def _mix(values):  # type: ignore[no-untyped-def]
 
 @njit(cache=True, nogil=True)
 def _fill(entries, hashes, log_probability, log_backoff):  # type: ignore[no-untyped-def]
-    mask = np.uint64(len(entries) - 1)
+    mask, shift = np.uint64(len(entries) - 1), shift_of(len(entries))
     for i in range(len(hashes)):
-        slot = bucket_of(hashes[i], mask)
+        slot = bucket_of(hashes[i], shift)
         while entries[slot].key != 0:
             slot = (slot + np.uint64(1)) & mask
         entries[slot].key = hashes[i]
@@ -204,6 +204,19 @@ def _fill(entries, hashes, log_probability, log_backoff):  # type: ignore[no-unt
 
 
 @njit(cache=True, nogil=True, inline="always")
-def bucket_of(key, mask):  # type: ignore[no-untyped-def]
-    """The first of the four slots, one cache line, where a key belongs; what finds no room there goes on into the next."""
-    return (key >> np.uint64(1)) & mask & ~np.uint64(3)
+def shift_of(size):  # type: ignore[no-untyped-def]
+    """By how much a key is shifted to the right to give a bucket of a table of `size` slots, a power of two."""
+    shift = np.uint64(66)
+    while size > 1:
+        size >>= 1
+        shift -= np.uint64(1)
+    return shift
+
+
+@njit(cache=True, nogil=True, inline="always")
+def bucket_of(key, shift):  # type: ignore[no-untyped-def]
+    """The first of the four slots, one cache line, where a key belongs; what finds no room there goes on into the next.
+
+    It is the key's first bits, so that a table is filled from front to back with the sorted keys that a model holds.
+    """
+    return (key >> shift) << np.uint64(2)

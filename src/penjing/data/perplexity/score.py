@@ -14,7 +14,7 @@ from numba.np import arrayobj
 
 from penjing.data.dedup.fold import mix64
 from penjing.data.perplexity.counts import BEGIN
-from penjing.data.perplexity.model import Tables, bucket_of
+from penjing.data.perplexity.model import Tables, bucket_of, shift_of
 from penjing.data.perplexity.units import Vocabulary
 
 BLOCK = 256
@@ -71,7 +71,7 @@ def _score(words, offsets, unigrams, entries, order):  # type: ignore[no-untyped
     total = np.zeros(documents, np.float64)
     events = np.zeros(documents, np.int64)
     unknown = np.zeros(documents, np.int64)
-    mask = np.uint64(len(entries) - 1)
+    mask, shift = np.uint64(len(entries) - 1), shift_of(len(entries))
     hashes = np.empty(BLOCK, np.uint64)
     active = np.empty(BLOCK, np.int64)
     room = np.empty(BLOCK, np.int64)  # words of the sentence before each word, at most order - 1
@@ -97,7 +97,7 @@ def _score(words, offsets, unigrams, entries, order):  # type: ignore[no-untyped
             if length:
                 h = mix64(np.uint64(word) + np.uint64(1)) | np.uint64(1)
                 h = mix64(h * _STEP + np.uint64(words[start + i - 1]) + np.uint64(1)) | np.uint64(1)
-                _prefetch(entries, np.intp(bucket_of(h, mask)))
+                _prefetch(entries, np.intp(bucket_of(h, shift)))
                 hashes[left] = h
                 active[left] = i
                 left += 1
@@ -108,7 +108,7 @@ def _score(words, offsets, unigrams, entries, order):  # type: ignore[no-untyped
             level += 1
             for place in range(left):
                 h = hashes[place]
-                slot = bucket_of(h, mask)
+                slot = bucket_of(h, shift)
                 first, second, third, last = (entries[slot].key == h, entries[slot + np.uint64(1)].key == h,
                                               entries[slot + np.uint64(2)].key == h, entries[slot + np.uint64(3)].key == h)
                 if not (first | second | third | last):
@@ -127,7 +127,7 @@ def _score(words, offsets, unigrams, entries, order):  # type: ignore[no-untyped
                 backoffs[i + 1, level] = entries[slot].log_backoff
                 if level <= room[i]:
                     h = mix64(h * _STEP + np.uint64(words[start + i - level]) + np.uint64(1)) | np.uint64(1)
-                    _prefetch(entries, np.intp(bucket_of(h, mask)))
+                    _prefetch(entries, np.intp(bucket_of(h, shift)))
                     hashes[still] = h
                     active[still] = i
                     still += 1
