@@ -81,11 +81,13 @@ def main() -> None:
     parser.add_argument("--json", action="store_true")
     parser.add_argument("--megabytes", type=float, default=2.0)
     parser.add_argument("--shared", type=Path, default=Path(os.environ.get("PENJING_SHARED", "../shared")) / "data")
+    parser.add_argument("--languages", default="en,zh")
     parser.add_argument("--peer-python", required=True)
     options = parser.parse_args()
     result: dict[str, Any] = {"machine": f"{os.cpu_count()} cores {platform.machine()}", "python": platform.python_version()}
     with tempfile.TemporaryDirectory() as folder:
-        for language, code in (("en", "eng"), ("zh", "cmn_Hani")):
+        for language in options.languages.split(","):
+            code = {"en": "eng", "zh": "cmn_Hani"}[language]
             rows = held_out(options.shared, options.megabytes, language)
             path, out, words_out = (Path(folder) / f"{language}.{end}" for end in ("jsonl", "out", "words"))
             path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")

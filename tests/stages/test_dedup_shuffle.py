@@ -12,6 +12,7 @@ import pytest
 from penjing.config import generator
 from penjing.contract import VOLATILE, Job
 from penjing.data.document import SCHEMA, CorpusWriter, ShardWriter, documents, finish_corpus
+from penjing.errors import InputError
 from penjing.files import hash_tree
 from penjing.stages import dedup
 
@@ -128,3 +129,9 @@ def test_ray_tasks_give_the_same_bytes(corpora: tuple[Path, Path], tmp_path: Pat
     settings = {"near": "minhash", "bands": 4, "paragraphs": "block", "keep_index": True}
     whole = run(tmp_path / "whole", corpora[1], None, Job(), partitions=1, **settings)
     assert run(tmp_path / "ray", corpora[1], None, Job(workers=2, engine="ray"), partitions=3, **settings) == whole
+
+
+def test_more_documents_than_have_numbers_are_refused(corpora: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("penjing.data.dedup.columns.MOST_DOCUMENTS", 100)
+    with pytest.raises(InputError, match=r"too many documents for one run; found 25\d with the old index; expected fewer than 100"):
+        run(tmp_path / "out", corpora[1], None, Job())

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 VERSION = 2
 FILTER = "addresses.safetensors"
-IN_ONE_PROCESS = 1 << 19
+IN_ONE_PROCESS = 1 << 18
 """Most documents that are decided about in one process when `partitions` is 0: about 2 GB with the default sketch."""
 INPUTS = {"corpus": CORPUS, "old": CORPUS + "?"}
 OUTPUT = CORPUS
@@ -80,7 +80,7 @@ class Config(BaseConfig):
     id."""
     partitions: int = Field(0, ge=0)
     """Parts that ranks, copies and similarities are worked out in, each by a worker on its own; the result is the same for any
-    number. 0 = one process up to half a million documents, else one part for every 262,144."""
+    number. 0 = one process up to 262,144 documents, else one part for every 131,072."""
     keep_index: bool = False
     """Write `index/` beside the corpus, against which a later corpus can be checked (input `old`)."""
 
@@ -88,7 +88,7 @@ class Config(BaseConfig):
 def run(config: Config, inputs: Inputs, out: Path, job: Job) -> dict[str, Any]:
     """Write the corpus without its copies, the copies aside, and give the figures."""
     with _quick_start():
-        from penjing.data.dedup.columns import Signed, parts_of
+        from penjing.data.dedup.columns import MOST_DOCUMENTS, Signed, parts_of
         from penjing.data.dedup.index import empty_table, open_index, sign_shard
         from penjing.data.dedup.sieve import merge_funnels, sift
         from penjing.data.document import finish_corpus, open_corpus
@@ -114,6 +114,16 @@ def run(config: Config, inputs: Inputs, out: Path, job: Job) -> dict[str, Any]:
         Signed(unit["to"], number, state / "verdicts" / unit["name"]) for unit, number in zip(units, rows, strict=True)
     ]
     documents = sum(one.rows for one in [*old, *new])
+    if documents >= MOST_DOCUMENTS:
+        raise InputError(
+            fault(
+                "too many documents for one run",
+                where=corpus.path,
+                found=f"{documents:,} with the old index",
+                expected=f"fewer than {MOST_DOCUMENTS:,}",
+                fix="de-duplicate parts of the corpus, by language or source",
+            )
+        )
     parts = min(config.partitions or (parts_of(documents) if documents > IN_ONE_PROCESS else 1), max(documents, 1))
     decided = _decide_in_parts if parts > 1 else _decide_at_once
     figures, ranks = decided(config, inputs, out, old, new, parts, job)
@@ -375,10 +385,17 @@ def _write_index(
 
 
 def price(config: Config, inputs: Inputs) -> Estimate:
-    """The same corpus at most; memory is the signatures, about 64 bytes and the sketch per document."""
+    """The same corpus at most; memory of one process as measured: 4.6 times the signatures when all are held, 2.4 times a block's."""
     before: Estimate = inputs["corpus"]
     documents = before.documents
-    memory = None if documents is None else documents * (64 + 4 * config.sketch + 8 * config.bands) * 2 + 300e6
+    memory = None
+    if documents is not None:
+        parts = config.partitions or 1
+        if not config.partitions and documents > IN_ONE_PROCESS:
+            from penjing.data.dedup.columns import parts_of
+
+            parts = parts_of(int(documents))
+        memory = 400e6 + documents / parts * (64 + 4 * config.sketch + 8 * config.bands) * (4.6 if parts == 1 else 2.4)
     return Estimate(
         disk_bytes=before.disk_bytes,
         documents=documents,

@@ -15,8 +15,10 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
-BLOCK_DOCUMENTS = 1 << 18
+BLOCK_DOCUMENTS = 1 << 17
 """Documents of a block, and of a range of keys or ranks, when the number of parts is not given."""
+MOST_DOCUMENTS = 1 << 32
+"""A pair of documents is one 64-bit number."""
 GONE = np.dtype([("document", "<i8"), ("kept", "<i8"), ("value", "<f8")])
 """A dropped document, the document that stays for it, and how alike they are."""
 

@@ -11,7 +11,7 @@
     settle, conclude        per block    who stays for whom; verdicts by shard
 
 A block is a run of shards with about `BLOCK_DOCUMENTS` documents, and so is every range; a unit holds one of them, about 1.2 KB per
-document with the default sketch and bands, twice while it copies. Ranks, windows and ties are those of the whole corpus, so the
+document with the default sketch and bands, and 2.9 KB at its worst moment. Ranks, windows and ties are those of the whole corpus, so the
 result equals the one-process result byte for byte, for any number of blocks, ranges and workers.
 """
 
@@ -29,7 +29,7 @@ from penjing.data.dedup.columns import BLOCK_DOCUMENTS, Signed
 from penjing.data.dedup.near import plan_tables
 from penjing.data.engine import Function, map_shards
 
-PREFIX_DOCUMENTS = 1 << 24
+PREFIX_DOCUMENTS = 1 << 23
 """Documents of a range of prefixes: only a fingerprint and a rank are held of each."""
 
 
