@@ -297,7 +297,8 @@ class Run:
             self.tail.merge(tally)
         every = self.config.tokens / CURVE_POINTS
         if before // every != self.tokens // every or self.tokens >= self.config.tokens:
-            self.curve.append({"tokens": self.tokens, "loss": self.window.loss, "lr": lr, "grad_norm": norm})
+            self.curve.append({"tokens": self.tokens, "loss": self.window.loss, "lr": lr,
+                               "grad_norm": norm if math.isfinite(norm) else 0.0})  # it is not where fp16 overflowed
             self.window = metrics.Tally(len(self.sources))
 
     def _report(self, batch: Step, tally: metrics.Tally, loss: float, norm: float, lr: float, seconds: float,
@@ -320,6 +321,8 @@ class Run:
         line |= {f"loss/denoiser_{number}": value for number, value in tally.by_denoiser().items() if number}
         if verdict != "fine":
             line["verdict"] = verdict
+        if not math.isfinite(norm):
+            del line["grad_norm"]
         self.sinks.record(**line)
 
     def _on_spike(self, batch: Step, loss: float, norm: float) -> str:
