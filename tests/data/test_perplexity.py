@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import itertools
 import json
 from pathlib import Path
 
@@ -11,7 +12,7 @@ import pyarrow as pa
 import pytest
 
 from penjing.data.perplexity.counts import BEGIN, END
-from penjing.data.perplexity.model import Tables, read_arpa, spelled_ngrams, tables_of, train, write_arpa
+from penjing.data.perplexity.model import ENTRY, Tables, _fill, read_arpa, spelled_ngrams, tables_of, train, write_arpa
 from penjing.data.perplexity.score import score, score_streams
 from penjing.data.perplexity.store import load_language, manifest
 from penjing.data.perplexity.tiers import cutoffs, tier_of, weighted_percentiles
@@ -180,3 +181,42 @@ def test_ccnet_files_are_read_and_a_document_is_one_line(tmp_path: Path) -> None
     load_language.cache_clear()
     with pytest.raises((ConfigError, InputError), match=r"need the kenlm library|not a kenlm model"):
         load_language(tmp_path, "zh").score(texts)
+
+
+@pytest.mark.parametrize("crowded", [False, True])
+def test_blocks_of_words_are_scored_as_one_word_after_another(crowded: bool) -> None:
+    """Streams longer than a block, with documents of all lengths, against a walk over the spelled n-grams."""
+    vocabulary, orders, tables = trained(prune=(0, 0, 1))
+    if crowded:  # as full as a table can be: most n-grams lie behind the bucket where they belong
+        held = tables.entries[tables.entries["key"] != 0]
+        entries = np.zeros(1 << len(held).bit_length(), ENTRY)
+        _fill(entries, held["key"].copy(), held["log_probability"].copy(), held["log_backoff"].copy())
+        tables = Tables(tables.order, tables.unigrams, entries)
+    spelled = spelled_ngrams(orders, vocabulary)
+    chance = np.random.default_rng(4)
+    words, offsets = [], [0]
+    while len(words) < 2000:
+        for _ in range(chance.integers(0, 4)):
+            words += [BEGIN, *chance.integers(3, len(vocabulary.words), chance.integers(0, 40)).tolist(), 2]
+        offsets.append(len(words))
+    found = score_streams(np.array(words, np.int32), np.array(offsets), tables)
+
+    def log_probability(context: tuple[str, ...], word: str) -> float:
+        known = " ".join((*context, word))
+        if known in spelled:
+            return spelled[known][0]
+        return spelled.get(" ".join(context), (0.0, 0.0))[1] + log_probability(context[1:], word)
+
+    for row, (low, high) in enumerate(itertools.pairwise(offsets)):
+        total, said = 0.0, 0
+        sentence: list[str] = []
+        for number in words[low:high]:
+            if number == BEGIN:
+                sentence = ["<s>"]
+                continue
+            total += log_probability(tuple(sentence[-3:]), vocabulary.words[number])
+            said += 1
+            sentence.append(vocabulary.words[number])
+        assert found.events[row] == said
+        assert found.log_probability[row] == pytest.approx(total, abs=1e-5 * max(1, said))
+
