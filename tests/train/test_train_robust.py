@@ -238,7 +238,6 @@ def test_loss_scale_backs_off_until_gradients_fit(tmp_path: Path, tiny_checkpoin
     assert len(scales) >= 2 and scales == [2.0 ** (23 - number) for number in range(len(scales))]
     report = json.loads((tmp_path / "fp16" / "train.json").read_text())
     assert report["updates"] == report["steps"] - len(scales)
-    assert [line["step"] for line in events] == list(range(len(scales)))  # at the start, and never again
     same = run(tmp_path / "fp32", tiny_checkpoint, tiny_tokens, stream=small, tokens=500)
     assert abs(first["final_loss"] - same["final_loss"]) < 1.0
 
