@@ -176,11 +176,16 @@ class _Fit:
             cross_Dk = _add_product(cross_Dk, x_TD, x_Tk)
         assert gram_kk is not None and cross_Dk is not None
         factor_kk, weight = _factor(gram_kk, self.ridge / self.tokens)
+        # W_new = W_uncut cross (gram + w)^-1 + W_cut w (gram + w)^-1: the two matrices serve every reader of the norm, and what is
+        # left is a product, for which float32 is enough
+        from_full_Dk = _by_blocks(cross_Dk, factor_kk)
+        from_cut_kk = _by_blocks(weight * torch.eye(len(factor_kk), dtype=factor_kk.dtype), factor_kk)
+        del factor_kk, cross_Dk
         for old in self.calibration.readers[norm]:
             if old in self.new_name or self._is_head(old):
-                self._fit_reader(self.new_name.get(old, old), old, factor_kk, cross_Dk, weight)
+                self._fit_reader(self.new_name.get(old, old), old, from_full_Dk, from_cut_kk)
 
-    def _fit_reader(self, new: str, old: str, factor_kk: torch.Tensor, cross_Dk: torch.Tensor, weight: float) -> None:
+    def _fit_reader(self, new: str, old: str, from_full_Dk: torch.Tensor, from_cut_kk: torch.Tensor) -> None:
         rows = None
         source, transposed = self.teacher.model, _transposed(self.teacher.model, old)
         if old in self.table:
@@ -191,12 +196,13 @@ class _Fit:
         scale = head_factor(self.plan) if self.table[old].layer is None else 1.0
         whole = torch.from_numpy(source.read(old)).T if transposed else None
 
-        def right_bk(start: int, stop: int) -> torch.Tensor:
+        def fitted_bk(start: int, old_bk: torch.Tensor) -> torch.Tensor:
+            stop = start + len(old_bk)
             here = np.arange(start, stop) if rows is None else rows[start:stop]
             weight_bD = torch.from_numpy(source.read(old, here)) if whole is None else whole[torch.from_numpy(here)]
-            return scale * weight_bD.to(cross_Dk.dtype) @ cross_Dk
+            return scale * (weight_bD @ from_full_Dk) + old_bk @ from_cut_kk
 
-        self._solve(new, right_bk, factor_kk, weight)
+        self._put(new, fitted_bk)
 
     def _is_head(self, name: str) -> bool:
         """A tied head is not fitted: it would change the input embedding too. An untied one is."""
@@ -265,7 +271,7 @@ class _Fit:
             assert gram_FF is not None and cross_kF is not None
             factor_FF, weight = _factor(gram_FF, self.ridge / self.tokens)
             del gram_FF
-            self._solve(new, partial(_rows, cross_kF), factor_FF, weight)
+            self._put(new, partial(_ridge, cross_kF, factor_FF, weight))
             for number, value in inputs.items() if not last else ():
                 before[number] = before[number] + _flat(module(value))
 
@@ -276,8 +282,8 @@ class _Fit:
 
     # ------------------------------------------------------------------------------------------------------- solution
 
-    def _solve(self, new: str, right: Callable[[int, int], torch.Tensor], factor_FF: torch.Tensor, weight: float) -> None:
-        """W of least sum |W x - y|^2 + weight * |W - old|^2 over the text; `right` gives rows of sum y x^T."""
+    def _put(self, new: str, fitted_bF: Callable[[int, torch.Tensor], torch.Tensor]) -> None:
+        """A new weight from `fitted_bF(first row, those rows of the old one)`, block by block."""
         model = self.student.model
         transposed = _transposed(model, new)
         old_OF = torch.from_numpy(model.read(new))
@@ -286,9 +292,7 @@ class _Fit:
 
         def rows() -> Iterator[np.ndarray]:
             for start in range(0, shape[0], BLOCK):
-                stop = min(start + BLOCK, shape[0])
-                right_bF = right(start, stop) + weight * old_OF[start:stop].to(factor_FF.dtype)
-                yield _substitute(factor_FF, right_bF).float().numpy()
+                yield fitted_bF(start, old_OF[start : start + BLOCK]).numpy()
 
         blocks = [np.concatenate(list(rows())).T] if transposed else rows()
         dtype = "BF16" if model.dtype(new) == "BF16" else "F32"
@@ -298,8 +302,15 @@ class _Fit:
             give_back()
 
 
-def _rows(matrix: torch.Tensor, start: int, stop: int) -> torch.Tensor:
-    return matrix[start:stop]
+def _ridge(cross_OF: torch.Tensor, factor_FF: torch.Tensor, weight: float, start: int, old_bF: torch.Tensor) -> torch.Tensor:
+    """Rows of the W of least sum |W x - y|^2 + weight * |W - old|^2 over the text; cross is sum y x^T."""
+    right_bF = cross_OF[start : start + len(old_bF)] + weight * old_bF.to(cross_OF.dtype)
+    return _substitute(factor_FF, right_bF).float()
+
+
+def _by_blocks(right_OF: torch.Tensor, factor_FF: torch.Tensor) -> torch.Tensor:
+    """right @ (gram + w)^-1 in float32."""
+    return torch.cat([_substitute(factor_FF, part).float() for part in right_OF.split(BLOCK)])
 
 
 def _factor(gram_FF: torch.Tensor, ridge: float, *, block: int = BLOCK) -> tuple[torch.Tensor, float]:
