@@ -102,6 +102,29 @@ def test_every_pair_within_the_distance_is_found_once(distance: int, blocks: int
     assert {tuple(p) for p in fresh.tolist()} == {(a, b) for a, b in brute(fingerprints, distance) if b >= 700}
 
 
+def test_long_runs_are_compared_with_their_best_documents_and_cost_no_more(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("penjing.data.dedup.near.LONGEST_RUN", 60)
+    monkeypatch.setattr("penjing.data.dedup.bands.LONGEST_RUN", 60)
+    rng, number = np.random.default_rng(6), 900
+    low = rng.integers(0, 4, number).astype(np.uint64)  # one template: everything within two bits, in an order that tells nothing
+    fingerprints = np.uint64(0xABCDEF0123456789) ^ low
+    found: list[np.ndarray] = []
+    plan = plan_tables(number, 3, blocks=4)
+    pairs, left_out = near_pairs(fingerprints, plan)
+    assert len(pairs) == len({tuple(pair) for pair in pairs.tolist()})
+    assert (np.bitwise_count(fingerprints[pairs[:, 0]] ^ fingerprints[pairs[:, 1]]) <= 2).all() and (pairs[:, 0] < pairs[:, 1]).all()
+    found.append(pairs)
+    assert left_out > number * number // 4
+    banded, left_out = band_pairs(np.zeros((number, 1), np.uint64))
+    assert len(banded) == len({tuple(pair) for pair in banded.tolist()}) == number * (number - 1) // 2 - left_out
+    found.append(banded)
+    for one in found:
+        assert len(one) < 2 * (number * (16 + 16) + 60 * 60)  # SimHash: twice, in the table of the block that differs and in the next
+        assert (stars(number, one) == 0).all()  # the best document takes all the others, however long the run
+    short, left_out = band_pairs(np.zeros((60, 1), np.uint64))
+    assert (len(short), left_out) == (60 * 59 // 2, 0)
+
+
 def words(rng: np.random.Generator, number: int) -> list[str]:
     return [f"w{i}" for i in rng.integers(0, 5000, number)]
 

@@ -5,8 +5,10 @@ from __future__ import annotations
 import numpy as np
 from numba import njit
 
+from penjing.data.dedup.near import ANCHORS, window_of
+
 LONGEST_RUN = 2048
-"""Documents that share a band are paired with at most this many successors."""
+"""Up to so many documents that share a band are all paired; in a longer run each with the best ones and a window, as in `near`."""
 
 
 def band_pairs(bands: np.ndarray, *, old: int = 0) -> tuple[np.ndarray, int]:
@@ -38,6 +40,7 @@ def merge_pairs(parts: list[np.ndarray]) -> np.ndarray:
 
 @njit(cache=True, nogil=True)
 def _run_pairs(column, order, old, longest):  # type: ignore[no-untyped-def]
+    """Runs are in the order of documents, the best first, so that the first ones of a run are its anchors."""
     n = len(order)
     number = 0
     skipped = np.int64(0)
@@ -51,10 +54,12 @@ def _run_pairs(column, order, old, longest):  # type: ignore[no-untyped-def]
             while end < n and column[order[end]] == column[order[start]]:
                 end += 1
             size = end - start
-            if phase == 0 and size > longest:
-                skipped += (size - longest) * (size - longest + 1) // 2
+            window = window_of(size, longest)
+            compared = np.int64(0)
             for i in range(start, end):
-                for j in range(i + 1, min(end, i + longest)):
+                last = end if i < start + ANCHORS else min(end, i + window)
+                for j in range(i + 1, last):
+                    compared += 1
                     a, b = order[i], order[j]
                     if a < old and b < old:
                         continue
@@ -62,6 +67,8 @@ def _run_pairs(column, order, old, longest):  # type: ignore[no-untyped-def]
                         pairs[at, 0] = min(a, b)
                         pairs[at, 1] = max(a, b)
                     at += 1
+            if phase == 0:
+                skipped += np.int64(size) * (size - 1) // 2 - compared
             start = end
         number = at
     return pairs, skipped

@@ -16,7 +16,11 @@ import numpy as np
 from numba import njit
 
 LONGEST_RUN = 4096
-"""Fingerprints that share a prefix are compared with at most this many successors in sorted order (template spam)."""
+"""Up to so many fingerprints that share a prefix are all compared with each other. In a longer run (template spam) each is compared with
+the `ANCHORS` best documents, which are the likely centres, and with a window of neighbours that shrinks so that a run costs about as
+much as one of this length: memory stays bounded, and what is left out is counted."""
+ANCHORS = 16
+LEAST_WINDOW = 16
 
 
 @dataclass(frozen=True)
@@ -78,6 +82,29 @@ def popcount(x):  # type: ignore[no-untyped-def]
 
 
 @njit(cache=True, nogil=True)
+def window_of(size, longest):  # type: ignore[no-untyped-def]
+    """Neighbours that each member of a run is compared with."""
+    return size if size <= longest else max(longest * longest // size, LEAST_WINDOW)
+
+
+@njit(cache=True, nogil=True)
+def anchors_of(order, start, end):  # type: ignore[no-untyped-def]
+    """Positions of the best documents (smallest numbers) of a run, the best first."""
+    found = np.empty(ANCHORS, np.int64)
+    number = 0
+    for position in range(start, end):
+        if number == ANCHORS and order[position] > order[found[number - 1]]:
+            continue
+        at = number if number < ANCHORS else ANCHORS - 1
+        while at > 0 and order[found[at - 1]] > order[position]:
+            found[at] = found[at - 1]
+            at -= 1
+        found[at] = position
+        number = min(number + 1, ANCHORS)
+    return found[:number]
+
+
+@njit(cache=True, nogil=True)
 def _table_pairs(fingerprints, order, masks, table, distance, old, pairs, longest):  # type: ignore[no-untyped-def]
     """Pairs that meet in this table and in no earlier one; with an empty `pairs` only counted."""
     mask = masks[table]
@@ -92,24 +119,41 @@ def _table_pairs(fingerprints, order, masks, table, distance, old, pairs, longes
         while end < n and (fingerprints[order[end]] & mask) == prefix:
             end += 1
         size = end - start
-        if size > longest:
-            skipped += (size - longest) * (size - longest + 1) // 2
+        window = window_of(size, longest)
+        compared = np.int64(0)
         for i in range(start, end):
-            a = order[i]
-            for j in range(i + 1, min(end, i + longest)):
-                b = order[j]
-                difference = fingerprints[a] ^ fingerprints[b]
-                if popcount(difference) > distance or (a < old and b < old):
-                    continue
-                first = True
-                for t in range(table):
-                    if difference & masks[t] == 0:
-                        first = False
-                        break
-                if first:
+            for j in range(i + 1, min(end, i + window)):
+                compared += 1
+                if _near(fingerprints, order[i], order[j], masks, table, distance, old):
                     if write:
-                        pairs[number, 0] = min(a, b)
-                        pairs[number, 1] = max(a, b)
+                        pairs[number, 0] = min(order[i], order[j])
+                        pairs[number, 1] = max(order[i], order[j])
                     number += 1
+        if size > longest:
+            anchors = anchors_of(order, start, end)
+            for k in range(len(anchors)):
+                i = anchors[k]
+                for j in range(start, end):
+                    if abs(i - j) < window or order[j] < order[i]:  # compared already, or with a better anchor
+                        continue
+                    compared += 1
+                    if _near(fingerprints, order[i], order[j], masks, table, distance, old):
+                        if write:
+                            pairs[number, 0] = order[i]
+                            pairs[number, 1] = order[j]
+                        number += 1
+            skipped += np.int64(size) * (size - 1) // 2 - compared
         start = end
     return number, skipped
+
+
+@njit(cache=True, nogil=True, inline="always")
+def _near(fingerprints, a, b, masks, table, distance, old):  # type: ignore[no-untyped-def]
+    """Whether two documents are a pair of this table and of no earlier one."""
+    difference = fingerprints[a] ^ fingerprints[b]
+    if popcount(difference) > distance or (a < old and b < old):
+        return False
+    for t in range(table):  # noqa: SIM110 - compiled
+        if difference & masks[t] == 0:
+            return False
+    return True
