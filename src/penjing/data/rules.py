@@ -172,10 +172,11 @@ def phrase_lists(lexicons: Mapping[str, Sequence[str]] | None = None, *, blocked
 def decide(stats: Mapping[str, npt.NDArray[Any]], langs: npt.NDArray[Any], rules: Sequence[Rule]) -> npt.NDArray[np.bool_]:
     """[rules, rows]: where each rule fires, from columns of measures alone."""
     fired = np.zeros((len(rules), len(langs)), bool)
+    of_lang = {lang: np.flatnonzero(langs == lang) for lang in {lang for rule in rules for lang in rule.bounds}}
     for index, rule in enumerate(rules):
         for lang in rule.bounds:
-            rows = langs == lang
-            if rows.any():
+            rows = of_lang[lang]
+            if len(rows):
                 fired[index, rows] = rule.fires(np.asarray(stats[rule.measures[lang]])[rows], lang)
     return fired
 

@@ -163,6 +163,8 @@ class _Cutter:
     def __init__(self, facts: Facts, rules: RuleSet, langs: npt.NDArray[Any], rows: npt.NDArray[np.int64],
                  result: Applied) -> None:
         self.facts, self.rules, self.langs, self.rows, self.result = facts, rules, langs, rows, result
+        self.codes = np.array([LANGUAGES.index(lang) if lang in LANGUAGES else -1 for lang in langs.tolist()], np.int8)
+        """The place of each document's language in LANGUAGES, -1 for others."""
         self.removed: dict[str, npt.NDArray[np.float64]] = {}
         self._pieces: dict[int, list[tuple[int, int]]] = {}
         self._edited: dict[int, str] = {}
@@ -176,7 +178,7 @@ class _Cutter:
             return np.zeros(0, np.int64)
         lines = self.facts.lines
         document = self.facts.line_document
-        line_langs = self.langs[document]
+        line_langs = self.codes[document]
         open_lines = self.facts.filled & ((lines["fenced"] == 0) | (not self.rules.fences))
         cut = np.zeros(len(open_lines), bool)
         self._judge(paragraphs, "paragraph", open_lines, line_langs, document, cut)
@@ -197,7 +199,7 @@ class _Cutter:
         starts, ends = (self.facts.lines.starts, self.facts.lines.ends) if found is None else (found.starts, found.ends)
         fired = np.zeros((len(rules), len(cut)), bool)
         values: list[npt.NDArray[Any]] = []
-        of_lang = {lang: unit_langs == lang for lang in LANGUAGES}
+        of_lang = {lang: (unit_langs == code) & open_units for code, lang in enumerate(LANGUAGES)}
         for index, rule in enumerate(rules):
             per_measure: dict[str, npt.NDArray[Any]] = {}
             shown = np.zeros(len(cut))
@@ -206,7 +208,7 @@ class _Cutter:
                 if name not in per_measure:
                     function = measure(level, name)
                     per_measure[name] = function(self.facts) if found is None else function(self.facts, found)
-                rows = of_lang[lang] & open_units
+                rows = of_lang[lang]
                 fired[index, rows] = rule.fires(per_measure[name][rows], lang)
                 shown[rows] = per_measure[name][rows]
                 del bound
@@ -229,7 +231,7 @@ class _Cutter:
             weights = characters[first].astype(np.float64)
             self.removed[rule.id] = np.bincount(document[first], weights, len(self.langs)).astype(np.float64)
             for unit in np.flatnonzero(hit)[:20].tolist():
-                lang = unit_langs[unit]
+                lang = LANGUAGES[unit_langs[unit]]
                 text = self.facts.data[starts[unit] : ends[unit]].tobytes().decode("utf-8")
                 self.result.cuts.append({"row": int(self.rows[document[unit]]), "unit": unit, "rule": rule.id, "text": text,
                                          "value": float(values[index][unit]), "bound": rule.bound_text(lang)})
@@ -238,7 +240,7 @@ class _Cutter:
         found = self.facts.sentences(left)
         of_document = document[found.line]
         cut = np.zeros(len(found.line), bool)
-        self._judge(rules, "sentence", np.ones(len(cut), bool), self.langs[of_document], of_document, cut, found)
+        self._judge(rules, "sentence", np.ones(len(cut), bool), self.codes[of_document], of_document, cut, found)
         hit = np.unique(found.line[cut])
         low, high = np.searchsorted(found.line, hit), np.searchsorted(found.line, hit, side="right")
         for line, first, last in zip(hit.tolist(), low.tolist(), high.tolist(), strict=True):
@@ -258,21 +260,30 @@ class _Cutter:
             from penjing.data.kernels.units import holds_repeated_unit
 
             triggers |= np.where(holds_repeated_unit(self.facts.data, lines.starts, lines.ends, left), edits.UNIT, 0)
-        for rule in rules:
-            assert rule.edit is not None
-            function, trigger = edits.EDITS[rule.edit], edits.TRIGGERS[rule.edit]
-            on = np.isin(line_langs, list(rule.bounds))
-            tally = self.result.tallies[rule.id]
-            touched: set[int] = set()
-            for line in np.flatnonzero(left & on & ((triggers & trigger) != 0)).tolist():
-                before = self._current(line)
-                after = function(before)
-                if after != before:
-                    self._edited[line] = after
-                    tally.fired += 1
-                    tally.bytes += abs(len(before.encode()) - len(after.encode()))
-                    touched.add(int(document[line]))
-            tally.documents = len(touched)
+        functions = [edits.EDITS[str(rule.edit)] for rule in rules]
+        due = np.zeros(len(left), np.int64)  # a bit for every edit that may find something in a line
+        for index, rule in enumerate(rules):
+            on = np.zeros(len(left), bool)
+            for lang in rule.bounds:
+                on |= line_langs == LANGUAGES.index(lang)
+            due |= (left & on & ((triggers & edits.TRIGGERS[str(rule.edit)]) != 0)).astype(np.int64) << index
+        touched: list[set[int]] = [set() for _ in rules]
+        lines_due = np.flatnonzero(due)
+        for line, bits in zip(lines_due.tolist(), due[lines_due].tolist(), strict=True):
+            text = first = self._current(line)
+            for index, function in enumerate(functions):
+                if bits >> index & 1:
+                    after = function(text)
+                    if after != text:
+                        tally = self.result.tallies[rules[index].id]
+                        tally.fired += 1
+                        tally.bytes += abs(len(text.encode()) - len(after.encode()))
+                        touched[index].add(int(document[line]))
+                        text = after
+            if text is not first:
+                self._edited[line] = text
+        for rule, documents in zip(rules, touched, strict=True):
+            self.result.tallies[rule.id].documents = len(documents)
 
     def _current(self, line: int) -> str:
         if line in self._edited:
