@@ -144,7 +144,8 @@ def score_shard(unit: dict[str, Any]) -> dict[str, Any]:
         for lang in unit["languages"]:
             rows = np.flatnonzero(langs == lang)
             if len(rows):
-                scores = load_language(Path(unit["model"]), lang).score(batch.column("text").take(pa.array(rows)))
+                texts = batch.column("text") if len(rows) == size else batch.column("text").take(pa.array(rows))
+                scores = load_language(Path(unit["model"]), lang).score(texts)
                 columns["perplexity"][rows] = scores.perplexity
                 columns["log_probability"][rows] = scores.log_probability
                 columns["words"][rows] = scores.events
