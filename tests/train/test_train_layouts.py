@@ -186,6 +186,21 @@ def test_a_run_goes_on_under_one_layout_after_another(alone: Path, tmp_path: Pat
 
 
 @pytest.mark.slow
+def test_new_rows_alone_are_trained_over_processes(tmp_path: Path, checkpoint: Path, tiny_tokens: Path) -> None:
+    from safetensors.torch import load_file
+
+    more = {"trainable": "new-rows", "new_rows_from": 60, "tokens": 1500}
+    launch(spec(tmp_path / "alone", checkpoint, tiny_tokens, **more))
+    outs = [tmp_path / name for name in ("shard", "pipeline")]
+    launch(*(spec(out, checkpoint, tiny_tokens, parallel={out.name: 2}, **more) for out in outs))
+    before = load_file(checkpoint / "model.safetensors")["model.embed_tokens.weight"]
+    for out in outs:
+        assert_close(steps(out), steps(tmp_path / "alone"), 1e-5)
+        after = load_file(out / "model.safetensors")["model.embed_tokens.weight"]
+        assert bool((after[:60] == before[:60]).all()) and bool((after[60:] != before[60:]).any(1).all())
+
+
+@pytest.mark.slow
 def test_matrices_are_cut_as_each_architecture_needs(tmp_path: Path, tiny_tokens: Path) -> None:
     """OpenBA's gate and up and GPT-2's q, k and v part by part; Qwen3's norms of single heads hear of all heads. One process goes
     on from the state of two."""

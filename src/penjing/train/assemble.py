@@ -12,7 +12,6 @@ from typing import Any
 import torch
 from torch import nn
 
-from penjing.errors import ConfigError, fault
 from penjing.train import distributed, light, model, optim, pipeline, tensor
 from penjing.train.config import TrainConfig
 from penjing.train.distributed import World
@@ -53,8 +52,6 @@ def assemble(config: TrainConfig, world: World, *, checkpoint: Path, teacher: Pa
     shape = whole.config.to_dict()
     chosen = optim.choose_trainable(whole, config)
     total, trained = sum(p.numel() for p in whole.parameters()), sum(p.numel() for p in chosen.values())
-    if config.trainable == "new-rows" and world.size > 1:
-        raise ConfigError(fault("new-rows is trained by one process only", where="parallel"))
     models: dict[int, nn.Module] = {0: whole}
     twins: set[str] = set()
     if config.parallel.pipeline > 1:
@@ -84,7 +81,6 @@ def _lay_out(models: dict[int, nn.Module], config: TrainConfig, world: World, te
     stages: dict[int, pipeline.Stage] = {}
     partial: set[str] = set()
     for number, one in models.items():
-        one.to(world.device)
         last = number == world.stages - 1
         objective = model.Objective(one, config, teacher=teacher if last else None, product=product, autocast=not sharded)
         root: nn.Module = objective
@@ -93,6 +89,8 @@ def _lay_out(models: dict[int, nn.Module], config: TrainConfig, world: World, te
         if config.fp8:
             light.multiply_in_8_bits(one, world.device)
         partial |= tensor.cut(one, world)
+        if not sharded:  # else FSDP moves one layer after another, so that no device ever holds the whole
+            one.to(world.device)
         distributed.speed_up(one, config)
         distributed.shard(one, root, world, config, product, placement=place)
     if not stages:

@@ -31,11 +31,16 @@ def export(trained: nn.Module | None, out: Path, *, source: Path, weights: Mappi
 
 
 def gather(models: Mapping[int, nn.Module], world: World) -> dict[str, Tensor]:
-    """Every weight of all stages, whole, on the main process; others get only what they hold. All must call it."""
-    found = {name: distributed.whole(parameter) for one in models.values() for name, parameter in one.named_parameters()}
+    """Every weight of all stages, whole, on the main process; the first of each stage gets its own. All must call it."""
+    first_of_stage = world.rank % (world.size // world.parallel.pipeline) == 0
+    found: dict[str, Tensor] = {}
+    for one in models.values():
+        for name, parameter in one.named_parameters():
+            tensor = distributed.whole(parameter)
+            if first_of_stage:
+                found[name] = tensor
     if world.parallel.pipeline == 1:
         return found
-    first_of_stage = world.rank % (world.size // world.parallel.pipeline) == 0
     mine = {name: (list(tensor.shape), str(tensor.dtype)) for name, tensor in found.items()} if first_of_stage else {}
     held: list[Any] = [None] * world.size
     dist.all_gather_object(held, mine, group=world.save_group)

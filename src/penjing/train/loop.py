@@ -252,6 +252,8 @@ class Run:
             tally.add(part, losses.nll_T)
         if self.made.partial:
             tensor.join(self.made.partial, self.world)
+        if self.config.trainable == "new-rows":
+            optim.keep_new_rows(self.parameters.values(), self.config.new_rows_from or 0)
         if self.made.twins:
             pipeline.join_twins(self.made.twins, self.world.ends_group)
         norm = float(self.world.join_norms(optim.gradient_norm(self.made.own.values()))) / self.loss_scale

@@ -15,8 +15,8 @@ from penjing.train.config import TrainConfig
 def choose_trainable(model: nn.Module, config: TrainConfig) -> dict[str, nn.Parameter]:
     """The parameters `config.trainable` names, by name; all others stop requiring gradients.
 
-    ConfigError when nothing fits. With `new-rows` the tables keep their gradients for new rows only (a hook zeroes the rest, and
-    these parameters get no weight decay, so old rows stay bit for bit what they were).
+    ConfigError when nothing fits. With `new-rows` the tables keep their gradients for new rows only (`keep_new_rows`), and get no
+    weight decay, so old rows stay bit for bit what they were.
     """
     tables = _tables(model)
     wanted = {name for name, _ in model.named_parameters() if _is_chosen(name, config.trainable, tables)}
@@ -34,8 +34,22 @@ def choose_trainable(model: nn.Module, config: TrainConfig) -> dict[str, nn.Para
             if first >= parameter.shape[0]:
                 raise ConfigError(fault("new_rows_from is beyond the vocabulary", found=first,
                                         expected=f"below {parameter.shape[0]} rows of {name}"))
-            parameter.register_hook(_keep_rows_from(first))
     return chosen
+
+
+def keep_new_rows(parameters: Iterable[nn.Parameter], first: int) -> None:
+    """Zero the gradients of the rows before `first`, also of tables that are sharded."""
+    from torch.distributed.tensor import DTensor
+    from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
+
+    for parameter in parameters:
+        gradient, start = parameter.grad, 0
+        if gradient is None:
+            continue
+        if isinstance(gradient, DTensor):
+            _, offset = compute_local_shape_and_global_offset(gradient.shape, gradient.device_mesh, gradient.placements)
+            gradient, start = gradient.to_local(), offset[0] if offset else 0
+        gradient[: max(0, first - start)] = 0
 
 
 def build_optimizer(chosen: dict[str, nn.Parameter], config: TrainConfig) -> torch.optim.AdamW:
@@ -104,12 +118,3 @@ def _is_chosen(name: str, trainable: str, tables: set[str]) -> bool:
     first, _, last = trainable.removeprefix("layers:").partition("-")
     place = re.search(r"\.(?:layers|block|h|blocks)\.(\d+)\.", name)
     return place is not None and int(first) <= int(place[1]) <= int(last or first)
-
-
-def _keep_rows_from(first: int):  # type: ignore[no-untyped-def]
-    def hook(gradient: Tensor) -> Tensor:
-        gradient = gradient.clone()
-        gradient[:first] = 0
-        return gradient
-
-    return hook
