@@ -106,6 +106,14 @@ class World:
             raise ConfigError(fault(f"the processes do not agree on {what}", where=f"rank {first}",
                                     fix="start all of them with the same settings, inputs and version"))
 
+    def from_main(self, value: str) -> str:
+        """What the main process says, on every process."""
+        if self.size == 1:
+            return value
+        said: list[Any] = [value]
+        torch.distributed.broadcast_object_list(said, src=0, group=self.save_group)
+        return str(said[0])
+
     def barrier(self) -> None:
         """Wait for all."""
         if self.size > 1:

@@ -63,14 +63,13 @@ class Guard:
         return value > bound and value > self.config.min_ratio * median(past)
 
 
-def keep_batch(folder: Path, step: int, batch: Any, figures: dict[str, Any]) -> Path:
-    """Save a batch (safetensors) and what was measured on it (JSON) for inspection; gives the directory."""
+def keep_batch(place: Path, batch: Any, figures: dict[str, Any]) -> None:
+    """Save a batch (safetensors) and what was measured on it (JSON) in the directory `place` for inspection."""
     import numpy as np
     from safetensors.numpy import save_file
 
     from penjing.files import write_json
 
-    place = folder / f"bad-step-{step:08d}"
     place.mkdir(parents=True, exist_ok=True)
     names = [name for name in dir(batch) if name.rsplit("_", 1)[-1] in ("B", "BS", "BE", "BD")]
     arrays = {name: np.ascontiguousarray(getattr(batch, name)) for name in names
@@ -78,4 +77,3 @@ def keep_batch(folder: Path, step: int, batch: Any, figures: dict[str, Any]) -> 
     save_file(arrays, str(place / "batch.safetensors"))
     write_json(place / "figures.json", {key: repr(value) if isinstance(value, float) and not math.isfinite(value) else value
                                         for key, value in figures.items()})
-    return place

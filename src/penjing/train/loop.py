@@ -114,7 +114,7 @@ class Run:
 
     def resume(self) -> None:
         """Go on from the newest good state, if there is one."""
-        found = state.newest(self.out / "state")
+        found = self._newest()
         if found is None:
             return
         if found.facts["identity"] != self.identity:
@@ -124,6 +124,18 @@ class Run:
         self._load(found)
         self.sinks.record(event="resumed", step=self.step, tokens=self.tokens)
         console.say(f"  resumed at step {self.step} ({self.tokens:,} of {self.config.tokens:,} tokens)")
+
+    def _newest(self) -> state.Saved | None:
+        """The newest good state, chosen by the main process for all; InputError where another process does not see it."""
+        found = state.newest(self.out / "state") if self.world.is_main else None
+        name = self.world.from_main(found.path.name if found else "")
+        if self.world.is_main or not name:
+            return found
+        path = self.out / "state" / name
+        if not (path / "state.json").is_file():
+            raise InputError(fault("this process does not see the state that the main process goes on from", where=path,
+                                   fix="put the output on storage that all machines share"))
+        return state.Saved(path, read_json(path / "state.json"))
 
     def go(self) -> None:
         """Train until the tokens are used up."""
@@ -343,7 +355,7 @@ class Run:
         if action == "skip":
             return "skipped"
         self.saver.wait()
-        found = state.newest(self.out / "state")
+        found = self._newest()
         if found is None:
             return "skipped"  # nothing to go back to yet
         skipped, judged, shares = list(self.skipped), self.guard.state()["skipped"], self.shares
@@ -357,8 +369,9 @@ class Run:
         return "rolled back"
 
     def _stop_broken(self, batch: Step, loss: float, norm: float, lr: float) -> None:
-        place = keep_batch(self.out / "state", self.step, batch.batch,
-                           {"step": self.step, "cursor": batch.index, "loss": loss, "grad_norm": norm, "lr": lr})
+        place = self.out / "state" / f"bad-step-{self.step:08d}"
+        if self.world.is_main:
+            keep_batch(place, batch.batch, {"step": self.step, "cursor": batch.index, "loss": loss, "grad_norm": norm, "lr": lr})
         self.sinks.record(event="broken", step=self.step, loss=repr(loss), grad_norm=repr(norm))
         raise GateError(fault("the loss or its gradient is not a finite number", where=f"step {self.step}",
                               found=f"loss {loss}, gradient norm {norm}", fix=f"the batch is kept in {place}; the last saved "
