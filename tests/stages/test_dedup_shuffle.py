@@ -15,6 +15,7 @@ from penjing.data.document import SCHEMA, CorpusWriter, ShardWriter, documents, 
 from penjing.errors import InputError
 from penjing.files import hash_tree
 from penjing.stages import dedup
+from tests.data.test_clusters import slurm  # noqa: F401 - a fixture
 
 NOTICE = "All rights to the texts on this site stay with the people who wrote them, and copies need leave."
 
@@ -135,3 +136,12 @@ def test_more_documents_than_have_numbers_are_refused(corpora: tuple[Path, Path]
     monkeypatch.setattr("penjing.data.dedup.columns.MOST_DOCUMENTS", 100)
     with pytest.raises(InputError, match=r"too many documents for one run; found 25\d with the old index; expected fewer than 100"):
         run(tmp_path / "out", corpora[1], None, Job())
+
+
+@pytest.mark.slow
+def test_slurm_arrays_give_the_same_bytes(corpora: tuple[Path, Path], tmp_path: Path, slurm: Path) -> None:  # noqa: F811
+    settings = {"near": "minhash", "bands": 2}
+    whole = run(tmp_path / "whole", corpora[1], None, Job(), partitions=1, **settings)
+    assert run(tmp_path / "slurm", corpora[1], None, Job(workers=1, engine="slurm"), partitions=2, **settings) == whole
+    for step in ("unfold", "ranks", "addresses", "texts", "candidates", "verify", "stars", "conclude"):
+        assert f"--job-name=penjing-{step}" in slurm.read_text()
