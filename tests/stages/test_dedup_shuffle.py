@@ -12,6 +12,7 @@ import pytest
 from penjing.config import generator
 from penjing.contract import VOLATILE, Job
 from penjing.data.document import SCHEMA, CorpusWriter, ShardWriter, documents, finish_corpus
+from penjing.data.engine_ray import _connect
 from penjing.errors import InputError
 from penjing.files import hash_tree
 from penjing.stages import dedup
@@ -126,10 +127,14 @@ def test_an_interrupted_run_in_parts_ends_byte_identical(corpora: tuple[Path, Pa
 
 @pytest.mark.slow
 def test_ray_tasks_give_the_same_bytes(corpora: tuple[Path, Path], tmp_path: Path) -> None:
-    pytest.importorskip("ray")
+    ray = pytest.importorskip("ray")
     settings = {"near": "minhash", "bands": 4, "paragraphs": "block", "keep_index": True}
     whole = run(tmp_path / "whole", corpora[1], None, Job(), partitions=1, **settings)
-    assert run(tmp_path / "ray", corpora[1], None, Job(workers=2, engine="ray"), partitions=3, **settings) == whole
+    _connect(ray, 2)  # one cluster for all steps; without it every step starts one of its own
+    try:
+        assert run(tmp_path / "ray", corpora[1], None, Job(workers=2, engine="ray"), partitions=3, **settings) == whole
+    finally:
+        ray.shutdown()
 
 
 def test_more_documents_than_have_numbers_are_refused(corpora: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
