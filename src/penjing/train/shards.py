@@ -11,6 +11,7 @@ import json
 import shutil
 import threading
 import time
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -111,7 +112,9 @@ def read(path: Path, tensors: dict[str, Tensor], *, alone: bool) -> None:
     seen_otherwise = {name for name, tensor in tensors.items() if tuple(listed[name].size) != tuple(tensor.shape)}
     for name in seen_otherwise:  # cut by parts (tensor.py) in one layout and not in the other: read whole
         targets[name] = torch.empty(tuple(listed[name].size), dtype=tensors[name].dtype)
-    dcp.load(targets, storage_reader=HuggingFaceStorageReader(str(path)), no_dist=alone)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="torch.distributed is disabled", category=UserWarning)  # as it should be
+        dcp.load(targets, storage_reader=HuggingFaceStorageReader(str(path)), no_dist=alone)
     for name in sorted(seen_otherwise):
         live = tensors[name]
         whole = targets[name].view(live.shape)
