@@ -8,16 +8,22 @@ import numpy as np
 import pytest
 import torch
 
-from penjing.train import attention, tiles
+from penjing.train import attention, strips, tiles
 from penjing.train.attention import attend, cross_isolation, self_isolation
 
 
-@pytest.fixture(autouse=True, params=["tiles", "long"])
-def both_ways(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Every promise holds for documents in tiles and for long ones, which tiny tests reach by lowering the limit."""
+@pytest.fixture(autouse=True, params=["tiles", "flash", "strips", "strips, nothing kept"])
+def every_way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every promise holds for documents in tiles and for long ones, which tiny tests reach by lowering the limits."""
     tiles._plan.cache_clear()
-    if request.param == "long":
+    if request.param != "tiles":
         monkeypatch.setattr(tiles, "LEVELS", (8,))
+        kinds = (torch.float64, torch.float32, torch.bfloat16) if request.param.startswith("strips") else ()
+        monkeypatch.setattr(attention, "_SHORT_TYPES", kinds)
+        monkeypatch.setattr(strips, "_STRIP", 4)
+        monkeypatch.setattr(strips, "_PLACES", 150)
+    if request.param.endswith("nothing kept"):
+        monkeypatch.setattr(strips, "KEPT_UP_TO", 0)
 
 
 def segments(rows: int, length: int, mean: int, seed: int) -> np.ndarray:

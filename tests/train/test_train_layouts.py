@@ -321,6 +321,23 @@ def test_layouts_that_cannot_be_are_refused_in_words(tiny_tokens: Path) -> None:
     assert len(prepare_step(stream, 0, micro_rows=None, place=Place(pipeline=2)).parts) == 4
 
 
+@pytest.mark.parametrize("rank", [0, 1])
+def test_processes_that_do_not_come_are_not_waited_for_without_end(monkeypatch: pytest.MonkeyPatch, rank: int) -> None:
+    from datetime import timedelta
+
+    from penjing.errors import ConfigError
+    from penjing.train.config import ParallelConfig
+    from penjing.train.distributed import start
+
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    for name, value in {"WORLD_SIZE": 2, "RANK": rank, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}.items():
+        monkeypatch.setenv(name, str(value))
+    with pytest.raises(ConfigError, match=f"rank {rank}: the other processes did not come; found nobody at 127.0.0.1:{port} for 1 s"):
+        start(ParallelConfig(shard=2), wait=timedelta(seconds=1))
+
+
 def test_architectures_are_listed_where_they_are_cut() -> None:
     from penjing.train import layout, pipeline, tensor
 

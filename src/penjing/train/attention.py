@@ -21,11 +21,11 @@ import torch
 from torch import Tensor
 
 from penjing.errors import ConfigError, fault
+from penjing.train import strips
 from penjing.train.tiles import Long, Plan, Tiles, plan
 
 IMPLEMENTATION = "penjing_isolated"
-_NATIVE_16BIT_FROM = 1024
-"""Below this length torch's 16-bit flash backward on a processor is up to 3.5 times slower than its 32-bit one."""
+_SHORT_TYPES = (torch.bfloat16, torch.float16)
 
 
 @dataclass(frozen=True)
@@ -238,7 +238,8 @@ class _Eager(torch.autograd.Function):
     def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, isolation: Isolation, scale: float, window: int) -> Tensor:
         layout = plan(isolation.cu_q_N1, isolation.cu_k_N1, isolation.kind_N, isolation.prefix_T, isolation.causal, window)
         out, lse, shares = _run(q, k, v, layout, isolation.causal, scale)
-        ctx.save_for_backward(q, k, v, out if layout.longs else None, lse if layout.longs else None, *shares)
+        flash = not all(_in_strips(long, v) for long in layout.longs)
+        ctx.save_for_backward(q, k, v, out if flash else None, lse if flash else None, *shares)
         ctx.rest = (layout, isolation.causal, scale)
         return out
 
@@ -260,7 +261,13 @@ def _run(q: Tensor, k: Tensor, v: Tensor, layout: Plan, causal: bool, scale: flo
     out = _way_back(lines, layout.back_q, q, v.dtype)
     lse = q.new_zeros(q.shape[:2], dtype=_sum_type(q))
     for long in layout.longs:
-        ins = [part.to(_kernel_type(long, v)) for part in _pieces(long, q, k, v)]
+        ins = [part.to(v.dtype) for part in _pieces(long, q, k, v)]
+        if _in_strips(long, v):
+            made, kept = strips.forward(*(part[0] for part in ins), causal=causal and long.bias_1WW is None, bias_QK=_strip_bias(long),
+                                        scale=scale)
+            _put(out, made[None], long.start_q, long.length_q, long.backwards)
+            shares += kept
+            continue
         made, logsum = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
             *ins, 0.0, causal and long.bias_1WW is None, attn_mask=_bias(long, ins[0]), scale=scale)
         _put(out, made, long.start_q, long.length_q, long.backwards)
@@ -283,12 +290,22 @@ def _run_back(grad: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: T
         lines[2].append(_lay_out(share.transpose(1, 2) @ pull, tiles.count, groups))
     grad_q = _way_back(lines[0], layout.back_q, q, q.dtype)
     grad_k, grad_v = (_way_back(line, layout.back_k, x, x.dtype) for line, x in ((lines[1], k), (lines[2], v)))
+    at = len(layout.tiles)
     for long in layout.longs:
-        ins = [part.to(_kernel_type(long, v)) for part in _pieces(long, q, k, v)]
-        pull, made = (_cut(x, long.start_q, long.length_q, long.backwards).to(ins[0].dtype) for x in (grad, out))
-        logsum = _cut(lse.unsqueeze(-1), long.start_q, long.length_q, long.backwards).squeeze(-1).contiguous()
-        dq, dk, dv = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward(
-            pull, *ins, made, logsum, 0.0, causal and long.bias_1WW is None, attn_mask=_bias(long, ins[0]), scale=scale)
+        ins = [part.to(v.dtype) for part in _pieces(long, q, k, v)]
+        plain = causal and long.bias_1WW is None
+        pull = _cut(grad, long.start_q, long.length_q, long.backwards).to(v.dtype)
+        if _in_strips(long, v):
+            number = 0 if shares is None else strips.count(q.shape[1], long.length_q, long.length_k, plain)
+            found = strips.backward(pull[0], *(part[0] for part in ins), causal=plain, bias_QK=_strip_bias(long), scale=scale,
+                                    kept=[] if shares is None else shares[at : at + number])
+            dq, dk, dv = (part[None] for part in found)
+            at += number
+        else:
+            logsum = _cut(lse.unsqueeze(-1), long.start_q, long.length_q, long.backwards).squeeze(-1).contiguous()
+            dq, dk, dv = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward(
+                pull, *ins, _cut(out, long.start_q, long.length_q, long.backwards).to(v.dtype), logsum, 0.0, plain,
+                attn_mask=_bias(long, ins[0]), scale=scale)
         _put(grad_q, dq, long.start_q, long.length_q, long.backwards)
         for target, made in ((grad_k, dk), (grad_v, dv)):
             _put(target, made.unflatten(1, (groups, -1)).sum(2), long.start_k, long.length_k, long.backwards)
@@ -345,9 +362,13 @@ def _bias(long: Long, q: Tensor) -> Tensor | None:
     return None if long.bias_1WW is None else long.bias_1WW[None].to(q.dtype)
 
 
-def _kernel_type(long: Long, v: Tensor) -> torch.dtype:
-    """v's type, or fp32 below the length from which torch's 16-bit kernel is the faster one."""
-    return torch.float32 if v.dtype in (torch.bfloat16, torch.float16) and long.length_q < _NATIVE_16BIT_FROM else v.dtype
+def _strip_bias(long: Long) -> Tensor | None:
+    return None if long.bias_1WW is None else long.bias_1WW[0]
+
+
+def _in_strips(long: Long, v: Tensor) -> bool:
+    """Whether a long document is computed in strips: in 16 bits and up to a length, see strips.py; else the flash kernel is faster."""
+    return v.dtype in _SHORT_TYPES and long.length_k <= strips.UP_TO
 
 
 def _sum_type(q: Tensor) -> torch.dtype:

@@ -21,6 +21,9 @@ from torch import nn
 from penjing.errors import ConfigError, fault
 from penjing.train.config import ParallelConfig, TrainConfig
 
+WAIT = timedelta(minutes=10)
+"""How long a process waits for another before it gives up."""
+
 
 @dataclass(frozen=True)
 class World:
@@ -125,8 +128,9 @@ class World:
             torch.distributed.destroy_process_group()
 
 
-def start(parallel: ParallelConfig) -> World:
-    """Join the other processes as torchrun's environment says; ConfigError when their number is not the layout's."""
+def start(parallel: ParallelConfig, *, wait: timedelta = WAIT) -> World:
+    """Join the other processes as torchrun's environment says; ConfigError when their number is not the layout's, or when they do
+    not come in time."""
     size, rank = int(os.environ.get("WORLD_SIZE", "1")), int(os.environ.get("RANK", "0"))
     if parallel.world != size:
         raise ConfigError(fault("the layout does not fit the number of processes", where="parallel",
@@ -144,7 +148,13 @@ def start(parallel: ParallelConfig) -> World:
     from torch.distributed.device_mesh import init_device_mesh
 
     if not torch.distributed.is_initialized():
-        torch.distributed.init_process_group("cpu:gloo,cuda:nccl" if gpu else "gloo", timeout=timedelta(minutes=10))
+        try:
+            torch.distributed.init_process_group("cpu:gloo,cuda:nccl" if gpu else "gloo", timeout=wait)
+        except torch.distributed.DistError as error:
+            meeting = f"{os.environ.get('MASTER_ADDR', '?')}:{os.environ.get('MASTER_PORT', '?')}"
+            raise ConfigError(fault("the other processes did not come", where=f"rank {rank}", found=f"nobody at {meeting} for "
+                                    f"{wait.total_seconds():g} s", expected=f"{size} processes (WORLD_SIZE)", fix="see why they "
+                                    "ended, and that all were given the same MASTER_ADDR, MASTER_PORT and WORLD_SIZE")) from error
     World(rank, size, device, parallel).agree(parallel.model_dump_json(), what="parallel")  # else the meshes would hang
     mesh = init_device_mesh(device.type, (parallel.pipeline, parallel.replicate, parallel.shard * parallel.context, parallel.tensor),
                             mesh_dim_names=("pipeline", "replicate", "shard", "tensor"))
