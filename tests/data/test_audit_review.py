@@ -155,3 +155,42 @@ def test_marks_on_another_sample_and_torn_marks_are_refused(folder: Path, tmp_pa
     with pytest.raises(InputError, match=r"marks\.jsonl:1: unreadable mark"):
         read_marks(folder / "review")
     assert main([str(tmp_path / "nothing"), "--out", str(tmp_path / "sheet")]) == 3
+
+
+def test_a_sequential_plan_follows_the_sheet_as_far_as_both_have_read(folder: Path) -> None:
+    review = folder / "review"
+    config = audit.Config(plan="sequential", claim=0.3, good=0.02)
+    inputs = {"corpus": folder / "corpus", "marks": review}
+
+    def said(name: str) -> dict:
+        (folder / name).mkdir()
+        return audit.run(config, inputs, folder / name, Job())["readers"]
+
+    read_all(review, "anna")
+    items = read_sheet(review)
+    for item in items[:12]:
+        add_mark(review, reader="ben", key=item["key"], mark="advertising" if item["planted"] else "good")
+    few = said("few")
+    assert few["sequential"]["answer"] == "undecided" and not few["accepted"]
+    read_all(review, "ben")
+    done = said("done")
+    assert done["accepted"] and done["sequential"]["n"] == done["sequential"]["plan"]["first"] < 20
+    assert done["sequential"]["plan"]["claim"] == pytest.approx(0.3 * done["sensitivity_low"])
+    real = [item for item in items if not item["planted"]]
+    for reader in ("anna", "ben"):
+        for item in real[5:11]:
+            add_mark(review, reader=reader, key=item["key"], mark="incoherent")
+    bad = said("bad")
+    assert bad["sequential"]["answer"] == "refuse" and not bad["accepted"]
+    assert 6 <= bad["sequential"]["n"] <= 11
+
+
+def test_documents_that_fill_up_strata_are_not_shown_to_readers(tmp_path: Path) -> None:
+    rows = [{"id": f"d{i}", "text": f"text {i}", "lang": "zh" if i % 40 == 0 else "en", "source": "s"} for i in range(800)]
+    with CorpusWriter(tmp_path / "corpus", provenance={}) as writer:
+        writer.write(documents(rows))
+    (tmp_path / "audit").mkdir()
+    config = audit.Config(least=50, strata=["lang"], per_stratum=20)
+    report = audit.run(config, {"corpus": tmp_path / "corpus", "reference": None}, tmp_path / "audit", Job())
+    assert report["strata"]["read"] > 50
+    assert make_sheet(tmp_path / "review", tmp_path / "audit" / "sample.parquet") == 50
