@@ -283,3 +283,28 @@ def test_ids_that_repeat_across_shards_are_told_apart_in_parts(tmp_path: Path, m
     (tmp_path / "parts").mkdir()
     collect.run(collect.Config(sources=[source]), {}, tmp_path / "parts", Job(workers=2, engine="thread"))
     assert [name for batch in open_corpus(tmp_path / "parts").batches(["id"]) for name in batch.column("id").to_pylist()] == found
+
+
+DIRTY = {  # file: (text field, documents, damage)
+    "encodings/medical_qa_gb18030.csv.gz": ("title+ask+answer", 1453, {}),
+    "html/article_benchmark_pages.tar.xz": ("text", 114, {"page without main text": 2}),
+    "html/chinese_news_pages.tar.xz": ("text", 42, {}),
+    "html/chinese_news_pages_index.jsonl": ("title", 0, {"no field 'title'": 42}),
+    "html/multilingual_pages.tar.xz": ("text", 120, {}),
+    "html/readability_pages.tar.xz": ("text", 102, {}),
+    "text/commoncrawl_spam_zh.jsonl.gz": ("raw_content", 65, {}),
+    "text/quality_clean_dirty_zh.jsonl.gz": ("text", 10, {}),
+    "warc/aut_example.warc.gz": ("text", 128, {"page without main text": 1}),
+    "warc/commoncrawl_whirlwind.warc.wat.gz": ("text", 0, {}),
+    "warc/resiliparse_warcfile.warc.gz": ("text", 16, {}),
+    "warc/warcio_example-bad.warc.gz.bad": ("text", 1, {}),
+    "warc/warcio_example-space-in-target-uri.warc.gz": ("text", 0, {}),
+}
+
+
+@pytest.mark.parametrize("name", DIRTY)
+def test_every_dirty_file_gives_what_it_holds(shared: Path, name: str) -> None:
+    field, documents, damage = DIRTY[name]
+    found, bad = split(shared / "dirty" / name, kind="warc" if "warc" in name else None, text_field=field)
+    assert (len(found), dict(Counter(one.what for one in bad))) == (documents, damage)
+    assert all(one["text"].strip() for one in found)
