@@ -302,6 +302,7 @@ DIRTY = {  # file: (text field, documents, damage)
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", DIRTY)
 def test_every_dirty_file_gives_what_it_holds(shared: Path, name: str) -> None:
     field, documents, damage = DIRTY[name]
