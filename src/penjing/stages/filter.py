@@ -255,12 +255,13 @@ def _histograms(folder: Path, shards: list[str], rules: RuleSet) -> dict[str, An
     columns = rules.measures_at("document")
     table = pa.concat_tables([pq.read_table(folder / f"{shard}.parquet", columns=["lang", *columns]) for shard in shards])
     langs = np.array(table.column("lang").to_pylist(), object)
+    of_lang = {lang: np.flatnonzero(langs == lang) for lang in ("zh", "en")}
     for column in columns:
         values = table.column(column).to_numpy()
         for lang in ("zh", "en"):
             bounds = [rule.bound_text(lang) for rule in rules.at("document")
                       if rule.measures.get(lang) == column and lang in rule.bounds]
-            chosen = values[langs == lang]
+            chosen = values[of_lang[lang]]
             if not bounds or not len(chosen):
                 continue
             low, high = (float(x) for x in np.percentile(chosen, [0.5, 99.5]))

@@ -216,6 +216,12 @@ def tier_shard(unit: dict[str, Any]) -> dict[str, Any]:
 
 def _groups(table: pa.Table, languages: list[str], sources: list[str], *, per_source: bool) -> np.ndarray:
     """(N,) the cut-off group of each document: its language, or language and source; "" = not cut."""
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    if not sources and not per_source:
+        known = pc.is_in(table.column("lang"), value_set=pa.array(languages, pa.string()))
+        return np.asarray(pc.if_else(known, table.column("lang"), "").to_numpy(), dtype=object)
     names = []
     for lang, source in zip(table.column("lang").to_pylist(), table.column("source").to_pylist(), strict=True):
         cut = lang in languages and (not sources or source in sources)
