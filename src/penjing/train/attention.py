@@ -261,7 +261,7 @@ def _run(q: Tensor, k: Tensor, v: Tensor, layout: Plan, causal: bool, scale: flo
     out = _way_back(lines, layout.back_q, q, v.dtype)
     lse = q.new_zeros(q.shape[:2], dtype=_sum_type(q))
     for long in layout.longs:
-        ins = [part.to(v.dtype) for part in _pieces(long, q, k, v)]
+        ins = _pieces(long, q, k, v)
         if _in_strips(long, v):
             made, kept = strips.forward(*(part[0] for part in ins), causal=causal and long.bias_1WW is None, bias_QK=_strip_bias(long),
                                         scale=scale)
@@ -269,7 +269,7 @@ def _run(q: Tensor, k: Tensor, v: Tensor, layout: Plan, causal: bool, scale: flo
             shares += kept
             continue
         made, logsum = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
-            *ins, 0.0, causal and long.bias_1WW is None, attn_mask=_bias(long, ins[0]), scale=scale)
+            *(part.to(v.dtype) for part in ins), 0.0, causal and long.bias_1WW is None, attn_mask=_bias(long, v), scale=scale)
         _put(out, made, long.start_q, long.length_q, long.backwards)
         _put(lse.unsqueeze(-1), logsum.unsqueeze(-1), long.start_q, long.length_q, long.backwards)
     return out, lse, shares
@@ -292,7 +292,7 @@ def _run_back(grad: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: T
     grad_k, grad_v = (_way_back(line, layout.back_k, x, x.dtype) for line, x in ((lines[1], k), (lines[2], v)))
     at = len(layout.tiles)
     for long in layout.longs:
-        ins = [part.to(v.dtype) for part in _pieces(long, q, k, v)]
+        ins = _pieces(long, q, k, v)
         plain = causal and long.bias_1WW is None
         pull = _cut(grad, long.start_q, long.length_q, long.backwards).to(v.dtype)
         if _in_strips(long, v):
@@ -304,8 +304,8 @@ def _run_back(grad: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: T
         else:
             logsum = _cut(lse.unsqueeze(-1), long.start_q, long.length_q, long.backwards).squeeze(-1).contiguous()
             dq, dk, dv = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward(
-                pull, *ins, _cut(out, long.start_q, long.length_q, long.backwards).to(v.dtype), logsum, 0.0, plain,
-                attn_mask=_bias(long, ins[0]), scale=scale)
+                pull, *(part.to(v.dtype) for part in ins), _cut(out, long.start_q, long.length_q, long.backwards).to(v.dtype), logsum,
+                0.0, plain, attn_mask=_bias(long, v), scale=scale)
         _put(grad_q, dq, long.start_q, long.length_q, long.backwards)
         for target, made in ((grad_k, dk), (grad_v, dv)):
             _put(target, made.unflatten(1, (groups, -1)).sum(2), long.start_k, long.length_k, long.backwards)
