@@ -202,8 +202,8 @@ def test_new_rows_alone_are_trained_over_processes(tmp_path: Path, checkpoint: P
 
 @pytest.mark.slow
 def test_matrices_are_cut_as_each_architecture_needs(tmp_path: Path, tiny_tokens: Path) -> None:
-    """OpenBA's gate and up and GPT-2's q, k and v part by part; Qwen3's norms of single heads hear of all heads. One process goes
-    on from the state of two."""
+    """Tensors: OpenBA's gate and up and GPT-2's q, k and v part by part, Qwen3's norms of single heads hear of all heads; one
+    process goes on from the state of two. Pipelines: OpenBA's encoder before its decoder, GPT-2's positions at the first end."""
     from transformers import GPT2Config, GPT2LMHeadModel, Qwen3Config, Qwen3ForCausalLM
 
     from tests.train import test_train_seq2seq as openba
@@ -223,11 +223,12 @@ def test_matrices_are_cut_as_each_architecture_needs(tmp_path: Path, tiny_tokens
         return spec(tmp_path / f"{model}-{name}", tmp_path / model, pairs if model == "openba" else tiny_tokens, **settings)
 
     models, tensor = ("openba", "gpt2", "qwen3"), {"tensor": 2}
-    launch(*(a_run(model, "two", parallel=tensor) for model in models), a_run("qwen3", "pipeline", parallel={"pipeline": 2}),
+    launch(*(a_run(model, "two", parallel=tensor) for model in models),
+           *(a_run(model, "pipeline", parallel={"pipeline": 2}) for model in models),
            *(a_run(model, "mixed", parallel=tensor, stop=2) for model in models))
     launch(*(a_run(model, name) for model in models for name in ("alone", "mixed")))
     for model in models:
-        for name in ("two", "mixed", *(["pipeline"] if model == "qwen3" else [])):
+        for name in ("two", "mixed", "pipeline"):
             assert len(steps(tmp_path / f"{model}-{name}")) > 3
             assert_close(steps(tmp_path / f"{model}-{name}"), steps(tmp_path / f"{model}-alone"), 1e-5)
             assert_same_weights(tmp_path / f"{model}-{name}", tmp_path / f"{model}-alone")
@@ -358,8 +359,8 @@ def test_models_that_cannot_be_a_pipeline_are_refused_in_words(checkpoint: Path,
         parallel = ParallelConfig(**ways)
         return World(0, parallel.world, torch.device("cpu"), parallel)
 
-    with pytest.raises(ConfigError, match="parallel.pipeline: a pipeline cannot be made of openba; expected one of codegen, glm"):
-        split(load(openba.make("openba", tmp_path)), world(pipeline=2), trained=set())
+    with pytest.raises(ConfigError, match="parallel.pipeline: a pipeline cannot be made of t5; expected one of codegen, glm"):
+        split(load(openba.make("t5", tmp_path)), world(pipeline=2), trained=set())
     with pytest.raises(ConfigError, match="more pipeline stages than layers; found 8 = pipeline 4 x pipeline_chunks 2; expected at most 4"):
         split(load(checkpoint), world(pipeline=4, pipeline_chunks=2), trained=set())
     model = load(checkpoint)

@@ -9,7 +9,7 @@ from penjing.errors import ConfigError, PenjingError, fault
 from penjing.models.family import of
 from penjing.train.config import ParallelConfig
 
-PIPELINED = frozenset({"llama", "mistral", "qwen2", "qwen3", "glm", "glm4", "gpt2", "codegen", "opt"})
+PIPELINED = frozenset({"llama", "mistral", "qwen2", "qwen3", "glm", "glm4", "gpt2", "codegen", "opt", "openba"})
 """Architectures that `parallel.pipeline` can cut into stretches of layers."""
 TENSOR_CUT = frozenset({"llama", "mistral", "qwen2", "qwen3", "glm", "glm4", "gpt2", "openba", "opt"})
 """Architectures whose matrices `parallel.tensor` can cut."""
@@ -34,10 +34,11 @@ def check(parallel: ParallelConfig, model: Mapping[str, Any], *, batch_rows: int
             raise ConfigError(fault("tensor parallelism does not divide the model", where="parallel.tensor", found=parallel.tensor,
                                     expected=f"a divisor of {sizes[unit]} {unit}"))
     stages = parallel.pipeline * parallel.pipeline_chunks
-    if sizes.get("layers", stages) < stages:
+    layers = sizes.get("layers", sizes.get("encoder_layers", stages) + sizes.get("decoder_layers", 0))
+    if layers < stages:
         raise ConfigError(fault("more pipeline stages than layers", where="parallel.pipeline",
                                 found=f"{stages} = pipeline {parallel.pipeline} x pipeline_chunks {parallel.pipeline_chunks}",
-                                expected=f"at most {sizes['layers']}"))
+                                expected=f"at most {layers}"))
     ranks = parallel.replicate * parallel.shard
     if batch_rows is not None and batch_rows % ranks:
         raise ConfigError(fault("the rows of a batch do not divide among the processes", where="batch_rows", found=batch_rows,

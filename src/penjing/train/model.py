@@ -85,14 +85,14 @@ class Objective(nn.Module):
         """The frozen model learned from, if any."""
         return self._teacher[0]
 
-    def hidden(self, part: Part, hidden_BSH: Tensor | None = None) -> Tensor:
-        """Hidden states after the model's layers, B S H; `hidden_BSH` come from the stage of a pipeline before this one."""
+    def states(self, part: Part, before: tuple[Tensor, ...] | None = None) -> tuple[Tensor, ...]:
+        """Hidden states after the model's layers, the decoder's last; `before` come from the stage of a pipeline before this one."""
         with self._autocast(part):
-            return last_hidden(self.model, part, hidden_BSH)
+            return last_states(self.model, part, before)
 
-    def forward(self, part: Part, hidden_BSH: Tensor | None = None) -> Losses:
+    def forward(self, part: Part, before: tuple[Tensor, ...] | None = None) -> Losses:
         """Sums of the losses of one part of a batch."""
-        hidden = self.hidden(part, hidden_BSH).flatten(0, 1)
+        hidden = self.states(part, before)[-1].flatten(0, 1)
         head = self.model.get_output_embeddings()  # type: ignore[operator]
         scale = _logit_scale(self.model)
         teacher = self._ask_teacher(part)
@@ -105,7 +105,7 @@ class Objective(nn.Module):
         if model is None:
             return None
         with torch.no_grad(), self._autocast(part):
-            hidden = last_hidden(model, part).flatten(0, 1) * _logit_scale(model)
+            hidden = last_states(model, part)[-1].flatten(0, 1) * _logit_scale(model)
         head = model.get_output_embeddings()  # type: ignore[operator]
         rule = self._distil
         return Teacher(hidden, head.weight, getattr(head, "bias", None), rule.weight, rule.temperature,
@@ -117,16 +117,16 @@ class Objective(nn.Module):
         return torch.autocast(part.targets.device.type, self.product)
 
 
-def last_hidden(model: nn.Module, part: Part, hidden_BSH: Tensor | None = None) -> Tensor:
-    """Hidden states that the output table is applied to, B S H (B D H with a decoder); from `hidden_BSH` instead of ids."""
+def last_states(model: nn.Module, part: Part, before: tuple[Tensor, ...] | None = None) -> tuple[Tensor, ...]:
+    """Hidden states that the output table is applied to, B S H, after the encoder's, B E H, if there is one; from the states
+    `before` instead of ids."""
     if getattr(model.config, "model_type", None) == "openba":
-        return seq2seq.openba_hidden(model, part)
+        return seq2seq.openba_hidden(model, part, before)
     if getattr(model.config, "is_encoder_decoder", False):
-        return seq2seq.masked_hidden(model, part)
-    start = {"input_ids": part.tokens} if hidden_BSH is None else {"inputs_embeds": hidden_BSH}
+        return (seq2seq.masked_hidden(model, part),)
+    start = {"input_ids": part.tokens} if before is None else {"inputs_embeds": before[0]}
     out = model.base_model(**start, position_ids=part.positions, use_cache=False, isolation=part.isolation)  # type: ignore[operator]
-    hidden: Tensor = out[0]
-    return hidden
+    return (out[0],)
 
 
 def check_teacher(model: Any, teacher: Any) -> None:

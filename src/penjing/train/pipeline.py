@@ -22,7 +22,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from penjing.errors import ConfigError, fault
-from penjing.train import layout
+from penjing.train import layout, seq2seq
 from penjing.train.distributed import World
 from penjing.train.feed import Part
 from penjing.train.loss import Losses
@@ -31,21 +31,27 @@ from penjing.train.model import Objective
 
 @dataclass(frozen=True)
 class Ends:
-    """What stands before and after the layers of an architecture, as attributes of the module that holds them."""
+    """Where the layers of an architecture are and what stands around them, as paths below the base model."""
 
     first: tuple[str, ...]
-    """Modules that turn ids into the first hidden states; `stack.name` is below the base model."""
+    """Modules that turn ids into the first hidden states."""
     last: tuple[str, ...]
-    layers: str = "layers"
-    stack: str = ""
+    """Modules between the last layer and the output table."""
+    layers: tuple[str, ...] = ("layers",)
+    """Lists of layers, in the order they are gone through."""
+    after: tuple[str, ...] = ()
+    """For each list but the last, the module that follows its last layer."""
 
 
 _LLAMA = Ends(("embed_tokens",), ("norm",))
 ENDS: Mapping[str, Ends] = {
     **dict.fromkeys(("llama", "mistral", "qwen2", "qwen3", "glm", "glm4"), _LLAMA),
-    "gpt2": Ends(("wte", "wpe", "drop"), ("ln_f",), layers="h"),
-    "codegen": Ends(("wte", "drop"), ("ln_f",), layers="h"),
-    "opt": Ends(("embed_tokens", "embed_positions", "project_in"), ("final_layer_norm", "project_out"), stack="decoder"),
+    "gpt2": Ends(("wte", "wpe", "drop"), ("ln_f",), ("h",)),
+    "codegen": Ends(("wte", "drop"), ("ln_f",), ("h",)),
+    "opt": Ends(("decoder.embed_tokens", "decoder.embed_positions", "decoder.project_in"),
+                ("decoder.final_layer_norm", "decoder.project_out"), ("decoder.layers",)),
+    "openba": Ends(("shared_embedding", "encoder.embed_tokens", "decoder.embed_tokens"), ("decoder.final_layernorm",),
+                   ("encoder.block", "decoder.block"), ("encoder.final_layernorm",)),
 }
 """Architectures whose forward pass adds nothing between the ends and the layers when it is given hidden states instead of ids."""
 
@@ -71,38 +77,47 @@ def split(model: Any, world: World, *, trained: set[str]) -> tuple[dict[int, Any
     cut, with fewer layers than stages, or where a process would have nothing to train.
     """
     layout.check(world.parallel, model.config.to_dict())
-    ends, count = ENDS[model.config.model_type], world.stages
-    stack = _stack(model, ends)
-    layers = list(getattr(stack, ends.layers))
+    ends, count, base = ENDS[model.config.model_type], world.stages, model.base_model
+    places = [(path, number) for path in ends.layers for number in range(len(base.get_submodule(path)))]
+    layers = [base.get_submodule(path)[number] for path, number in places]
     head = model.get_output_embeddings()
     head_name = next(name for name, module in model.named_modules() if module is head)
     tied = head.weight is model.get_input_embeddings().weight
     costs = [sum(parameter.numel() for parameter in layer.parameters()) for layer in layers]
     stretches = stretch(costs, head.weight.numel(), count)
     table = {name for name, parameter in model.named_parameters() if tied and parameter is head.weight}
-    _check_work(model, ends, stretches, trained, world)
-    kept: dict[str, nn.Module | None] = {name: getattr(stack, name, None) for name in (*ends.first, *ends.last)}
-    for name, module in kept.items():
+    paths = (*ends.first, *ends.after, *ends.last)
+    kept: dict[str, Any] = {path: getattr(base.get_submodule(path.rpartition(".")[0]), path.rpartition(".")[2], None) for path in paths}
+    ranks: dict[str, set[int]] = {path: {0} for path in ends.first} | {path: {count - 1} for path in ends.last}
+    for path, group in zip(ends.after, ends.layers, strict=False):  # with the last layer of its list
+        at = max(number for number, place in enumerate(places) if place[0] == group)
+        ranks[path] = {number for number, held in enumerate(stretches) if at in held}
+    _check_work(model, [[layers[at] for at in held] + [kept[path] for path in paths if number in ranks[path]]
+                        + [head] * (number == count - 1) for number, held in enumerate(stretches)], trained, world)
+    for path, module in kept.items():
         if module is not None:
-            tabular = name in ends.first and isinstance(module, nn.Embedding)
-            setattr(stack, name, Nothing() if tabular else Elsewhere())
-    setattr(stack, ends.layers, nn.ModuleList(Elsewhere() for _ in layers))
+            tabular = path in ends.first and isinstance(module, nn.Embedding)
+            base.set_submodule(path, Nothing() if tabular else Elsewhere())
+    for path in ends.layers:
+        base.set_submodule(path, nn.ModuleList(Elsewhere() for _ in base.get_submodule(path)))
     model.set_submodule(head_name, Nothing())
     found = {}
     for number in range(world.pipeline_rank, count, world.parallel.pipeline):
         stage = copy.deepcopy(model)
-        inner = _stack(stage, ends)
-        for place in stretches[number]:
-            getattr(inner, ends.layers)[place] = layers[place]
-        last = number == count - 1
-        mine = (*(ends.first if number == 0 else ()), *(ends.last if last else ()))
-        for name in mine:
-            if kept[name] is not None:
-                setattr(inner, name, kept[name])
-        if last:
+        inner = stage.base_model
+        for at in stretches[number]:
+            path, place = places[at]
+            inner.get_submodule(path)[place] = layers[at]
+        for path in paths:
+            # A tied table is at both ends under one name, so that the parameter is called what it is called elsewhere.
+            if kept[path] is not None and (number in ranks[path] or (tied and number == count - 1 and path == ends.first[0])):
+                inner.set_submodule(path, kept[path])
+        if number == count - 1:
             stage.set_submodule(head_name, head)
-            if tied and number:  # so that the parameter is called what it is called elsewhere
-                setattr(inner, ends.first[0], kept[ends.first[0]])
+        if stage.config.model_type == "openba":
+            seq2seq.prepare_openba(stage)
+            if number:
+                seq2seq.drop_no_inputs(stage)
         stage.train(model.training)
         found[number] = stage
     return found, table
@@ -140,17 +155,21 @@ class Stage(nn.Module):
         self.share = 1.0
         self.losses: dict[int, Losses] = {}
 
-    def forward(self, states: Tensor, *, number: Tensor) -> Tensor:
+    def forward(self, *states: Tensor, number: Tensor) -> Tensor | tuple[Tensor, ...]:
         at = int(number)
-        hidden_BSH = None if self.is_first else states
+        given = None if self.is_first else states
         if self.is_last:
-            losses = self.objective(self.parts[at], hidden_BSH)
+            losses = self.objective(self.parts[at], given)
             self.losses[at] = Losses(losses.total.detach(), losses.nll_T, losses.distil)
             return losses.total * self.share
-        out_BSH = self.objective.hidden(self.parts[at], hidden_BSH).to(self.wire)
-        if torch.is_grad_enabled() and not out_BSH.requires_grad:  # nothing up to here is trained
-            out_BSH = out_BSH.detach().requires_grad_()
-        return out_BSH
+        made = tuple(self._onwards(one) for one in self.objective.states(self.parts[at], given))
+        return made if len(made) > 1 else made[0]
+
+    def _onwards(self, states: Tensor) -> Tensor:
+        states = states.to(self.wire)
+        if not torch.is_grad_enabled() or (states.requires_grad and not states.is_leaf):
+            return states
+        return states.view_as(states) if states.requires_grad else states.detach().requires_grad_()  # nothing up to here is trained
 
 
 class Pipeline(nn.Module):
@@ -164,7 +183,7 @@ class Pipeline(nn.Module):
         self.stages = [stages[number] for number in self.numbers]
         self.held = nn.ModuleList(self.stages)
         self.group = world.mesh["pipeline"].get_group()
-        self._schedules: dict[tuple[int, ...], Any] = {}
+        self._schedules: dict[tuple[Any, ...], Any] = {}
 
     def gradients(self, parts: list[Part], share: float) -> list[tuple[Part, Losses]]:
         """Forward and backward over all parts; the last stage's process gets their losses, the others nothing."""
@@ -180,37 +199,42 @@ class Pipeline(nn.Module):
     def forward(self, part: Part) -> Losses:
         """Losses of one part on every process, without gradients."""
         ways = self.world.parallel.pipeline
-        states, nll = torch.zeros(0), torch.zeros(0)
+        device = part.tokens.device
+        nll = torch.empty(part.targets.numel(), dtype=torch.float32, device=device)
         with torch.no_grad():
             for number, stage in zip(self.numbers, self.stages, strict=True):
                 stage.parts, stage.share, stage.losses = [part], 1.0, {}
-                if number:
-                    states = torch.empty(*part.tokens.shape, self.hidden_size, dtype=self.wire, device=part.tokens.device)
-                    dist.recv(states, group=self.group, group_src=(number - 1) % ways)
-                states = stage(states, number=torch.zeros((), dtype=torch.long))
-                if number < self.count - 1:
-                    dist.send(states.contiguous(), group=self.group, group_dst=(number + 1) % ways)
-                else:
+                states = self._empty(part, device) if number else ()
+                for one in states:
+                    dist.recv(one, group=self.group, group_src=(number - 1) % ways)
+                made = stage(*states, number=torch.zeros((), dtype=torch.long))
+                if number == self.count - 1:
                     nll = stage.losses[0].nll_T
-            if not nll.numel():
-                nll = torch.empty(part.targets.numel(), dtype=torch.float32, device=part.tokens.device)
+                    continue
+                for one in made if isinstance(made, tuple) else (made,):
+                    dist.send(one.contiguous(), group=self.group, group_dst=(number + 1) % ways)
             dist.broadcast(nll, group=self.group, group_src=(self.count - 1) % ways)
         return Losses(nll.sum(), nll, torch.zeros_like(nll[:1]).sum())
+
+    def _empty(self, part: Part, device: torch.device | str, *, grad: bool = False) -> tuple[Tensor, ...]:
+        """What travels from stage to stage for a part: hidden states of the decoder, after those of the encoder if there is one."""
+        shapes = [ids.shape for ids in (part.encoder_tokens, part.tokens) if ids is not None]
+        return tuple(torch.empty(*shape, self.hidden_size, dtype=self.wire, device=device, requires_grad=grad) for shape in shapes)
 
     def _schedule(self, parts: list[Part]) -> Any:
         from torch.distributed.pipelining import PipelineStage, Schedule1F1B, ScheduleInterleaved1F1B
 
-        key = (len(parts), *parts[0].tokens.shape)
+        states = self._empty(parts[0], "meta", grad=True)
+        key = (len(parts), *(one.shape for one in states))
         if key not in self._schedules:
-            states = torch.empty(*parts[0].tokens.shape, self.hidden_size, dtype=self.wire, device="meta", requires_grad=True)
+            loss = torch.empty((), device="meta", requires_grad=True)
             stages = [PipelineStage(
                 stage, number, self.count, self.world.device, input_args=torch.zeros(1, dtype=torch.long) if number == 0 else states,
-                output_args=states if number < self.count - 1 else torch.empty((), device="meta", requires_grad=True),
-                group=self.group) for number, stage in zip(self.numbers, self.stages, strict=True)]
-            loss = _as_it_is
+                output_args=states if number < self.count - 1 else loss, group=self.group)
+                for number, stage in zip(self.numbers, self.stages, strict=True)]
             self._schedules[key] = (
-                ScheduleInterleaved1F1B(stages, len(parts), loss_fn=loss, scale_grads=False) if len(stages) > 1  # type: ignore[arg-type]
-                else Schedule1F1B(stages[0], len(parts), loss_fn=loss, scale_grads=False))
+                ScheduleInterleaved1F1B(stages, len(parts), loss_fn=_as_it_is, scale_grads=False) if len(stages) > 1  # type: ignore[arg-type]
+                else Schedule1F1B(stages[0], len(parts), loss_fn=_as_it_is, scale_grads=False))
         return self._schedules[key]
 
 
@@ -223,23 +247,14 @@ def join_twins(parameters: Mapping[str, nn.Parameter], group: Any) -> None:
             dist.all_reduce(local, group=group)
 
 
-def _check_work(model: Any, ends: Ends, stretches: list[range], trained: set[str], world: World) -> None:
+def _check_work(model: Any, held: list[list[Any]], trained: set[str], world: World) -> None:
+    """ConfigError unless every process, of whose stages `held` lists the modules, has something to train."""
     names = {id(parameter): name for name, parameter in model.named_parameters()}
-    inner = _stack(model, ends)
-    layers = getattr(inner, ends.layers)
     for rank in range(world.parallel.pipeline):
-        numbers = range(rank, world.stages, world.parallel.pipeline)
-        modules = [layers[place] for number in numbers for place in stretches[number]]
-        modules += [getattr(inner, name) for name in ends.first if rank == 0]
-        if rank == world.parallel.pipeline - 1:
-            modules += [model.get_output_embeddings(), *(getattr(inner, name) for name in ends.last)]
-        if not any(names[id(parameter)] in trained for module in modules if module is not None for parameter in module.parameters()):
+        modules = [module for stage in held[rank :: world.parallel.pipeline] for module in stage if module is not None]
+        if not any(names[id(parameter)] in trained for module in modules for parameter in module.parameters()):
             raise ConfigError(fault(f"process {rank} of the pipeline would have nothing to train", where="trainable",
                                     fix="use parallel.shard, or train more"))
-
-
-def _stack(model: Any, ends: Ends) -> Any:
-    return getattr(model.base_model, ends.stack) if ends.stack else model.base_model
 
 
 def _as_it_is(loss: Tensor, _: Tensor) -> Tensor:

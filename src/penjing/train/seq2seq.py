@@ -9,6 +9,7 @@ Shape suffixes: B rows, S queries, T keys, D hidden, H heads, C channels.
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import torch
@@ -30,22 +31,34 @@ def prepare_openba(model: nn.Module) -> None:
     for stack in (model.get_encoder(), model.get_decoder()):  # type: ignore[operator]
         stack._layouts = Layouts()
         for block in stack.block:
+            if not hasattr(block, "self_attn"):
+                continue  # another stage of a pipeline holds it
             block.self_attn.forward = _openba_forward(block.self_attn, stack._layouts)
             if stack.is_decoder_stack:
                 block.inter_attn.forward = _openba_forward(block.inter_attn, stack._layouts)
 
 
-def openba_hidden(model: Any, part: Part) -> Tensor:
-    """The decoder's last hidden states, B D H."""
+def drop_no_inputs(model: Any) -> None:
+    """Let the stacks of a later stage of a pipeline not drop out what they are given: the first stage has."""
+    for stack in (model.get_encoder(), model.get_decoder()):
+        stack.config = copy.copy(stack.config)
+        stack.config.hidden_dropout = 0.0
+
+
+def openba_hidden(model: Any, part: Part, states: tuple[Tensor, ...] | None = None) -> tuple[Tensor, Tensor]:
+    """The encoder's and the decoder's last hidden states, B E H and B D H; from hidden states of either instead of ids."""
     encoder, decoder = model.get_encoder(), model.get_decoder()
     encoder._layouts.own = part.encoder_isolation
     decoder._layouts.own, decoder._layouts.cross = part.isolation, part.cross_isolation
     # Masks of one element keep the model from making its own; our attention does not look at them.
     none = torch.zeros(1, 1, 1, 1, device=part.tokens.device)
-    encoded = encoder(input_ids=part.encoder_tokens, attention_mask=none, position_ids=part.encoder_positions)[0]
-    hidden: Tensor = decoder(input_ids=part.tokens, attention_mask=none, position_ids=part.positions,
-                             encoder_hidden_states=encoded, encoder_attention_mask=none)[0]
-    return hidden
+    starts: list[dict[str, Any]] = [{"input_ids": part.encoder_tokens}, {"input_ids": part.tokens}]
+    if states is not None:
+        starts = [{"inputs_embeds": one} for one in states]
+    encoded: Tensor = encoder(**starts[0], attention_mask=none, position_ids=part.encoder_positions)[0]
+    hidden: Tensor = decoder(**starts[1], attention_mask=none, position_ids=part.positions, encoder_hidden_states=encoded,
+                             encoder_attention_mask=none)[0]
+    return encoded, hidden
 
 
 def masked_hidden(model: Any, part: Part) -> Tensor:
