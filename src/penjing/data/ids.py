@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 import xxhash
 
 from penjing.contract import Job
-from penjing.data.dedup.columns import mapped, part_of, parts_of, rows_between, save
+from penjing.data.dedup.columns import listed, mapped, part_of, parts_of, rows_between, save, share
 from penjing.data.engine import map_shards
 from penjing.files import read_json, write_json
 
@@ -38,16 +38,17 @@ def renames(shards: Sequence[Path], hashes: Sequence[Path], *, state: Path, job:
     """{shard file name: [(row, new id)]}: every later document with an id that was seen before gets `id#2`, `id#3`, …, the first
     that no document has."""
     parts = max(1, parts_of(sum(len(mapped(path)) for path in hashes)))
+    every = share(state / "hashes.json", hashes)
     ranges: list[dict[str, Any]] = [
-        {"name": f"part-{part:05d}", "part": part, "parts": parts, "hashes": hashes, "to": state / "repeated" / f"{part:05d}.npy"}
+        {"name": f"part-{part:05d}", "part": part, "parts": parts, "hashes": every, "to": state / "repeated" / f"{part:05d}.npy"}
         for part in range(parts)
     ]
     if not sum(map_shards(find_repeated, ranges, job=job, label="repeated ids", state=state)):
         return {}
-    repeated = [unit["to"] for unit in ranges]
+    repeated = share(state / "repeated.json", [unit["to"] for unit in ranges])
     named: list[dict[str, Any]] = [
-        {"name": shard.name, "shard": shard, "hashes": path, "repeated": repeated, "to": state / "named" / f"{shard.stem}.json"}
-        for shard, path in zip(shards, hashes, strict=True)
+        {"name": shard.name, "shard": shard, "repeated": repeated, "to": state / "named" / f"{shard.stem}.json"}
+        for shard in shards
     ]
     map_shards(name_repeated, named, job=job, label="names of repeated ids", state=state)
     found = [[(row, name) for row, name in read_json(Path(unit["to"]))] for unit in named]
@@ -71,7 +72,7 @@ def renames(shards: Sequence[Path], hashes: Sequence[Path], *, state: Path, job:
 def find_repeated(unit: dict[str, Any]) -> int:
     """Write the hashes in one range that occur more than once; gives how many."""
     low, high = part_of(unit["part"], unit["parts"])
-    values = np.sort(np.concatenate([rows_between(Path(path), "", low, high) for path in unit["hashes"]]))
+    values = np.sort(np.concatenate([rows_between(Path(path), "", low, high) for path in listed(unit["hashes"])]))
     twice = np.unique(values[1:][values[1:] == values[:-1]])
     save(Path(unit["to"]), twice)
     return len(twice)
@@ -79,7 +80,7 @@ def find_repeated(unit: dict[str, Any]) -> int:
 
 def name_repeated(unit: dict[str, Any]) -> int:
     """Write [row, id] of a shard's documents whose id, or what stands before a mark in it, has a repeated hash; gives how many."""
-    repeated = np.concatenate([mapped(Path(path)) for path in unit["repeated"]])
+    repeated = np.concatenate([mapped(Path(path)) for path in listed(unit["repeated"])])
     names: list[str] = pq.read_table(unit["shard"], columns=["id"]).column("id").to_pylist()
     own = np.isin(_hashes(names), repeated)
     rows = [row for row, name in enumerate(names) if own[row] or any(_has(part, repeated) for part in _before_marks(name))]

@@ -304,6 +304,7 @@ def _paragraphs(
     old: int,
 ) -> list[dict[str, Any]]:
     """Per shard what `sift` needs to cut repeated paragraphs, and the file of the keys of those that stay."""
+    from penjing.data.dedup.columns import share
     from penjing.data.dedup.paragraph import cut_paragraphs, repeat_paragraphs, sign_paragraphs
 
     if config.paragraphs == "off":
@@ -318,17 +319,19 @@ def _paragraphs(
         })
         start += one.rows
     map_shards(sign_paragraphs, units, job=job, label="paragraphs", state=state)
-    signed = [unit["to"] for unit in units]
+    signed = share(state / "lists" / "signed.json", [unit["to"] for unit in units])
     known = [Path(inputs["old"]) / "index" / "paragraphs" / part["name"] for part in index["parts"]] if index else []
+    old_keys = share(state / "lists" / "old.json", known)
     repeats: list[dict[str, Any]] = [
-        {"name": f"part-{part:05d}", "part": part, "parts": parts, "signed": signed, "old": known,
+        {"name": f"part-{part:05d}", "part": part, "parts": parts, "signed": signed, "old": old_keys,
          "to": state / "repeated" / f"{part:05d}.npy"}
         for part in range(parts)
     ]
     map_shards(repeat_paragraphs, repeats, job=job, label="repeated paragraphs", state=state)
+    repeated = share(state / "lists" / "repeated.json", [part["to"] for part in repeats])
     cuts: list[dict[str, Any]] = [
         {"name": unit["name"], "start": unit["start"], "rows": one.rows, "signed": unit["to"],
-         "repeated": [part["to"] for part in repeats], "to": state / "cuts" / unit["name"],
+         "repeated": repeated, "to": state / "cuts" / unit["name"],
          "keys": state / "keys" / unit["name"] if config.keep_index else None}
         for unit, one in zip(units, new, strict=True)
     ]

@@ -8,12 +8,16 @@ from every such file. Documents are numbered through: old index first, then shar
 from __future__ import annotations
 
 import bisect
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
+
+from penjing.files import read_json, write_json
 
 BLOCK_DOCUMENTS = 1 << 17
 """Documents of a block, and of a range of keys or ranks, when the number of parts is not given."""
@@ -53,6 +57,18 @@ class Block:
 def parts_of(documents: int) -> int:
     """How many parts a corpus of so many documents is cut into."""
     return -(-documents // BLOCK_DOCUMENTS)
+
+
+def share(path: Path, values: Sequence[Any]) -> Path:
+    """Write a list that many units need, as JSON, so that a thousand units do not each carry it; `listed` reads it. Gives `path`."""
+    write_json(path, json.loads(json.dumps(list(values), default=str)))
+    return path
+
+
+def listed(path: str | Path) -> list[Any]:
+    """A list written by `share`; paths are strings."""
+    found: list[Any] = read_json(Path(path))
+    return found
 
 
 def mapped(path: Path) -> np.ndarray:

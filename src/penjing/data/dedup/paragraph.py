@@ -17,7 +17,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from penjing.data.dedup.columns import mapped, part_of, rows_between, save_rows
+from penjing.data.dedup.columns import listed, mapped, part_of, rows_between, save_rows
 from penjing.data.dedup.fold import fold_letters, skeleton_table
 from penjing.data.dedup.signature import exact_keys
 from penjing.data.document import shard_batches
@@ -61,11 +61,11 @@ def paragraph_keys(texts: pa.Array, *, separator: str, letters: int) -> tuple[np
 def repeat_paragraphs(unit: dict[str, Any]) -> dict[str, Any]:
     """Write the paragraphs of one range of keys that repeat one of the old index, of a better document, or an earlier one."""
     low, high = part_of(unit["part"], unit["parts"])
-    rows = np.concatenate([rows_between(Path(path), "key", low, high) for path in unit["signed"]])
+    rows = np.concatenate([rows_between(Path(path), "key", low, high) for path in listed(unit["signed"])])
     rows = rows[np.lexsort((rows["place"], rows["rank"], rows["key"]))]
     again = np.zeros(len(rows), bool)
     again[1:] = rows["key"][1:] == rows["key"][:-1]
-    for path in unit["old"]:
+    for path in listed(unit["old"]):
         known = pq.read_table(path).column("key").to_numpy()
         again |= np.isin(rows["key"], known[(known >= np.uint64(low)) & (known <= np.uint64(high - 1))])
     save_rows(Path(unit["to"]), _CUT, by="document", document=rows["document"][again], place=rows["place"][again])
@@ -75,7 +75,7 @@ def repeat_paragraphs(unit: dict[str, Any]) -> dict[str, Any]:
 def cut_paragraphs(unit: dict[str, Any]) -> dict[str, Any]:
     """Write what is to be cut from one shard (document, place), and to `keys`, when given, the sorted keys of what stays."""
     start, end = unit["start"], unit["start"] + unit["rows"]
-    cuts = np.concatenate([rows_between(Path(path), "document", start, end) for path in unit["repeated"]])
+    cuts = np.concatenate([rows_between(Path(path), "document", start, end) for path in listed(unit["repeated"])])
     _write(Path(unit["to"]), pa.table({"document": cuts["document"] - start, "place": cuts["place"]}))
     if unit["keys"] is not None:
         rows = mapped(Path(unit["signed"]))

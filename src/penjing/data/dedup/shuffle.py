@@ -18,14 +18,14 @@ result equals the one-process result byte for byte, for any number of blocks, ra
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from penjing.contract import Job
 from penjing.data.dedup import shuffle_units as units
-from penjing.data.dedup.columns import BLOCK_DOCUMENTS, Signed
+from penjing.data.dedup.columns import BLOCK_DOCUMENTS, Signed, share
 from penjing.data.dedup.near import plan_tables
 from penjing.data.engine import Function, map_shards
 
@@ -70,11 +70,15 @@ def shuffle(signed: Sequence[Signed], settings: Settings, *, parts: int, state: 
     def each(function: Function, work: list[dict[str, Any]], label: str) -> list[Any]:
         return map_shards(function, work, job=job, label=label, state=state / "state")
 
+    def shared(name: str, values: Sequence[Any]) -> Path:
+        return share(state / "lists" / f"{name}.json", values)
+
     documents = sum(one.rows for one in signed)
     old = sum(one.rows for one in signed if one.verdicts is None)
     groups = _blocks(signed, -(-documents // parts))
     starts = list(itertools.accumulate((sum(one.rows for one in group) for group in groups), initial=0))
     blocks = [(str(state / f"block-{i:05d}"), starts[i], starts[i + 1] - starts[i]) for i in range(len(groups))]
+    all_blocks = shared("blocks", blocks)
     by_block: list[dict[str, Any]] = [{"name": Path(block[0]).name, "block": block} for block in blocks]
     by_part: list[dict[str, Any]] = [{"name": f"part-{part:05d}", "part": part, "parts": parts} for part in range(parts)]
 
@@ -91,32 +95,34 @@ def shuffle(signed: Sequence[Signed], settings: Settings, *, parts: int, state: 
     placed = [state / f"ranks-{part:05d}" / "placed.npy" for part in range(parts)]
     counts = [one["documents"] for one in each(
         units.order_ranks,
-        [{**unit, "blocks": blocks, "low": low, "high": high, "placed": path, "origin": path.with_name("origin.npy")}
+        [{**unit, "blocks": all_blocks, "low": low, "high": high, "placed": path, "origin": path.with_name("origin.npy")}
          for unit, path, (low, high) in zip(by_part, placed, itertools.pairwise([None, *cuts, None]), strict=True)],
         "ranks",
     )]
     bases = list(itertools.accumulate(counts, initial=0))
-    ranges = [(str(path.parent), bases[part], counts[part]) for part, path in enumerate(placed)]
-    each(units.place_ranks, [{**unit, "placed": placed, "bases": bases[:-1]} for unit in by_block], "place")
+    ranges = shared("ranges", [(path.parent, bases[part], counts[part]) for part, path in enumerate(placed)])
+    each(units.place_ranks, [{**unit, "ranges": ranges} for unit in by_block], "place")
+    parts_made = _Parts(each, shared, by_block, by_part, all_blocks, ranges, bases, old, state)
 
     figures: dict[str, Any] = {}
     gone: dict[str, list[Path]] = {"url": [], "exact": [], "near": []}
     if settings.url:
-        gone["url"] = _addresses(settings, figures, each, by_part, blocks, ranges, old, state)
+        gone["url"] = _addresses(settings, figures, parts_made)
     if settings.exact:
-        each(units.spread_texts,
-             [{**unit, "gone": gone["url"], "letters": settings.exact_min_letters} for unit in by_block], "spread texts")
+        common = {"gone": shared("gone-url", gone["url"]), "letters": settings.exact_min_letters}
+        each(units.spread_texts, [{**unit, **common} for unit in by_block], "spread texts")
         gone["exact"] = [state / "exact" / f"{part:05d}.npy" for part in range(parts)]
-        each(units.drop_texts, [{**unit, "blocks": blocks, "old": old, "to": to}
+        each(units.drop_texts, [{**unit, "blocks": all_blocks, "old": old, "to": to}
                                 for unit, to in zip(by_part, gone["exact"], strict=True)], "texts")
     if settings.simhash or settings.bands:
-        gone["near"] = _near(settings, figures, each, by_block, by_part, blocks, ranges, gone, old, state)
-    each(units.settle, [{**unit, **gone} for unit in by_block], "settle")
+        gone["near"] = _near(settings, figures, parts_made, gone)
+    lists = {name: shared(f"gone-{name}", paths) for name, paths in gone.items()}
+    each(units.settle, [{**unit, **lists} for unit in by_block], "settle")
     fresh = [(unit, group) for unit, group in zip(by_block, groups, strict=True) if group[0].verdicts is not None]
     sources = each(units.conclude, [
-        {**unit, "blocks": blocks, "similarity": settings.similarity, "shards": [(one.verdicts, one.rows) for one in group]}
+        {**unit, "blocks": all_blocks, "similarity": settings.similarity, "shards": [(one.verdicts, one.rows) for one in group]}
         for unit, group in fresh], "conclude")
-    clusters = each(units.count_clusters, [{**unit, "blocks": blocks} for unit in by_block], "clusters")
+    clusters = each(units.count_clusters, [{**unit, "blocks": all_blocks} for unit in by_block], "clusters")
     largest = sorted((row for one in clusters for row in one["largest"]), key=lambda row: (-row[0], row[1]))[:10]
     return Shuffled(
         figures,
@@ -127,29 +133,67 @@ def shuffle(signed: Sequence[Signed], settings: Settings, *, parts: int, state: 
     )
 
 
-def _addresses(settings, figures, each, by_part, blocks, ranges, old, state):  # type: ignore[no-untyped-def]
-    bloomed = settings.url_filter is not None
-    to = [state / "url" / f"{unit['part']:05d}.npy" for unit in by_part]
-    pages = [state / "pages" / path.name if bloomed else None for path in to]
-    containers = each(units.drop_addresses, [
-        {**unit, "blocks": blocks, "old": old, "most": settings.url_max_texts, "to": path, "pages": page}
-        for unit, path, page in zip(by_part, to, pages, strict=True)], "addresses")
-    figures["addresses_of_many_texts"] = {
-        name: sum(one[name] for one in containers) for name in ("addresses", "documents")}
-    if not bloomed:
+@dataclass(frozen=True)
+class _Parts:
+    """What every step works with: how to run units and share lists, the units by block and by part, and where ranks lie."""
+
+    each: Callable[[Function, list[dict[str, Any]], str], list[Any]]
+    share: Callable[[str, Sequence[Any]], Path]
+    by_block: list[dict[str, Any]]
+    by_part: list[dict[str, Any]]
+    blocks: Path
+    ranges: Path
+    bases: list[int]
+    old: int
+    state: Path
+
+    def files(self, folder: str) -> list[Path]:
+        """One file for each part."""
+        return [self.state / folder / f"{unit['part']:05d}.npy" for unit in self.by_part]
+
+
+def _addresses(settings: Settings, figures: dict[str, Any], made: _Parts) -> list[Path]:
+    bloomed = settings.url_filter
+    to, pages = made.files("url"), made.files("pages")
+    common = {"blocks": made.blocks, "old": made.old, "most": settings.url_max_texts}
+    containers = made.each(units.drop_addresses, [
+        {**unit, **common, "to": path, "pages": page if bloomed else None}
+        for unit, path, page in zip(made.by_part, to, pages, strict=True)], "addresses")
+    figures["addresses_of_many_texts"] = {name: sum(one[name] for one in containers) for name in ("addresses", "documents")}
+    if bloomed is None:
         return to
-    claimed = [state / "claimed" / path.name for path in to]
-    figures["address_filter"] = each(units.claim_addresses, [
-        {"name": "filter", "pages": pages, "ranges": [(start, start + rows) for _, start, rows in ranges], "to": claimed,
-         "old": old, **settings.url_filter}], "filter")[0]
+    claimed = made.files("claimed")
+    work = {"name": "filter", "pages": made.share("pages", pages), "ranges": made.ranges, "to": made.share("claimed", claimed),
+            "old": made.old, **bloomed}
+    figures["address_filter"] = made.each(units.claim_addresses, [work], "filter")[0]
     return claimed
 
 
-def _near(settings, figures, each, by_block, by_part, blocks, ranges, gone, old, state):  # type: ignore[no-untyped-def]
-    free = sum(one["documents"] for one in each(units.spread_signatures, [
-        {**unit, "gone": gone["url"] + gone["exact"], "tokens": settings.near_min_tokens, "bands": settings.bands}
-        for unit in by_block], "spread signatures"))
-    prefixes = max(2, -(-len(by_part) * BLOCK_DOCUMENTS // PREFIX_DOCUMENTS))
+def _near(settings: Settings, figures: dict[str, Any], made: _Parts, gone: dict[str, list[Path]]) -> list[Path]:
+    dropped = made.share("gone-before-near", gone["url"] + gone["exact"])
+    free = sum(one["documents"] for one in made.each(units.spread_signatures, [
+        {**unit, "gone": dropped, "tokens": settings.near_min_tokens, "bands": settings.bands} for unit in made.by_block],
+        "spread signatures"))
+    pairs, left_out = _candidates(settings, figures, made, free)
+    verified, near = made.files("verified"), made.files("near")
+    counted = made.each(units.verify_pairs, [
+        {"name": unit["name"], "low": low, "high": high, "blocks": made.blocks, "ranges": made.ranges,
+         "similarity": settings.similarity, "to": to, **pairs}
+        for unit, to, (low, high) in zip(made.by_part, verified, itertools.pairwise(made.bases), strict=True)], "verify")
+    for kind, name in (("tables", "simhash"), ("bands", "minhash")):
+        if name in figures:
+            figures[name]["pairs"] = sum(one[kind] for one in counted)
+    made.each(units.choose_stars, [
+        {"name": "stars", "documents": made.bases[-1], "ranges": made.ranges, "verified": made.share("verified", verified),
+         "to": made.share("near", near)}], "stars")
+    figures.update(candidates=sum(one["candidates"] for one in counted), verified=sum(one["verified"] for one in counted),
+                   comparisons_left_out=left_out)
+    return near
+
+
+def _candidates(settings: Settings, figures: dict[str, Any], made: _Parts, free: int) -> tuple[dict[str, Path], int]:
+    """(shared lists of the files of pairs, comparisons left out)."""
+    prefixes = max(2, -(-len(made.by_part) * BLOCK_DOCUMENTS // PREFIX_DOCUMENTS))
     searches: list[dict[str, Any]] = []
     if settings.simhash:
         plan = plan_tables(free, settings.distance)
@@ -159,27 +203,14 @@ def _near(settings, figures, each, by_block, by_part, blocks, ranges, gone, old,
     searches += [{"kind": "bands", "band": band} for band in range(settings.bands)]
     if settings.bands:
         figures["minhash"] = {"bands": settings.bands}
-    work = []
+    work: list[dict[str, Any]] = []
     for search, part in itertools.product(searches, range(prefixes)):
         name = f"{search['kind']}-{search.get('table', search.get('band')):04d}-{part:04d}"
-        work.append({"name": name, **search, "part": part, "parts": prefixes, "blocks": blocks, "old": old,
-                     "to": state / "pairs" / f"{name}.npy"})
-    left_out = sum(one["left_out"] for one in each(units.find_pairs, work, "candidates"))
-    pairs = {kind: [unit["to"] for unit in work if unit["kind"] == kind] for kind in ("tables", "bands")}
-    verified = [state / "verified" / f"{unit['part']:05d}.npy" for unit in by_part]
-    counted = each(units.verify_pairs, [
-        {"name": unit["name"], "low": start, "high": start + rows, "blocks": blocks, "ranges": ranges,
-         "similarity": settings.similarity, "to": to, **pairs}
-        for unit, to, (_, start, rows) in zip(by_part, verified, ranges, strict=True)], "verify")
-    for kind, name in (("tables", "simhash"), ("bands", "minhash")):
-        if name in figures:
-            figures[name]["pairs"] = sum(one[kind] for one in counted)
-    to = [state / "near" / path.name for path in verified]
-    each(units.choose_stars, [{"name": "stars", "documents": ranges[-1][1] + ranges[-1][2], "ranges": ranges,
-                               "verified": verified, "to": to}], "stars")
-    figures.update(candidates=sum(one["candidates"] for one in counted), verified=sum(one["verified"] for one in counted),
-                   comparisons_left_out=left_out)
-    return to
+        work.append({"name": name, **search, "part": part, "parts": prefixes, "blocks": made.blocks, "old": made.old,
+                     "to": made.state / "pairs" / f"{name}.npy"})
+    left_out = sum(one["left_out"] for one in made.each(units.find_pairs, work, "candidates"))
+    kinds = {kind: made.share(kind, [unit["to"] for unit in work if unit["kind"] == kind]) for kind in ("tables", "bands")}
+    return kinds, left_out
 
 
 def _blocks(signed: Sequence[Signed], most: int) -> list[list[Signed]]:

@@ -24,6 +24,7 @@ from penjing.data.dedup.columns import (
     gather_ids,
     gather_sketches,
     ids_table,
+    listed,
     mapped,
     part_of,
     rows_between,
@@ -47,9 +48,9 @@ PAIRS_AT_ONCE = 1 << 15
 """Pairs whose sketches are held together while they are verified: 64 MB with the default sketch."""
 
 
-def blocks_of(unit: dict[str, Any]) -> list[Block]:
-    """The blocks a unit names."""
-    return [Block(Path(folder), start, rows) for folder, start, rows in unit["blocks"]]
+def blocks_of(unit: dict[str, Any], name: str = "blocks") -> list[Block]:
+    """The blocks (or ranges of ranks) of a shared list."""
+    return [Block(Path(folder), start, rows) for folder, start, rows in listed(unit[name])]
 
 
 def unfold(unit: dict[str, Any]) -> dict[str, Any]:
@@ -106,9 +107,9 @@ def place_ranks(unit: dict[str, Any]) -> dict[str, Any]:
     """Write the rank of every document of a block, and the addresses and texts that are compared, sorted by key."""
     block = Block(*_block(unit))
     rank = np.empty(block.rows, np.int64)
-    for path, base in zip(unit["placed"], unit["bases"], strict=True):
-        rows = rows_between(Path(path), "document", block.start, block.end)
-        rank[rows["document"] - block.start] = rows["rank"] + base
+    for part in blocks_of(unit, "ranges"):
+        rows = rows_between(part.folder / "placed.npy", "document", block.start, block.end)
+        rank[rows["document"] - block.start] = rows["rank"] + part.start
     save(block.folder / "rank.npy", rank)
     has_address = np.flatnonzero(block.column("has_address"))
     address, keys = np.array(block.column("address")), np.array(block.column("keys"))
@@ -139,12 +140,12 @@ def drop_addresses(unit: dict[str, Any]) -> dict[str, Any]:
 def claim_addresses(unit: dict[str, Any]) -> dict[str, Any]:
     """All pages in the order of their ranks through one Bloom filter, a range of ranks at a time."""
     seen: Bloom = load_bloom(Path(unit["filter"])) if unit["filter"] else bloom(unit["capacity"], rate=unit["rate"])
-    for part, (low, high) in enumerate(unit["ranges"]):
-        rows = np.concatenate([rows_between(Path(path), "rank", low, high) for path in unit["pages"]])
+    for part, to in zip(blocks_of(unit, "ranges"), listed(unit["to"]), strict=True):
+        rows = np.concatenate([rows_between(Path(path), "rank", part.start, part.end) for path in listed(unit["pages"])])
         rows = rows[np.argsort(rows["rank"])]
         claimed = seen.add(np.stack([rows["high"], rows["low"]], axis=1))
         gone = rows[claimed & (rows["rank"] >= unit["old"])]
-        _save_gone(Path(unit["to"][part]), gone["document"], gone["kept"])
+        _save_gone(Path(to), gone["document"], gone["kept"])
     seen.save(Path(unit["save"]))
     return {"keys": seen.keys, "bytes": seen.words.nbytes, "rate": seen.rate, "expected_wrongful_drops": seen.wrongful}
 
@@ -152,7 +153,7 @@ def claim_addresses(unit: dict[str, Any]) -> dict[str, Any]:
 def spread_texts(unit: dict[str, Any]) -> dict[str, Any]:
     """The exact keys of a block's documents that are still free, sorted by key."""
     block = Block(*_block(unit))
-    free = _free(block, unit["gone"]) & (np.array(block.column("letters")) >= unit["letters"])
+    free = _free(block, listed(unit["gone"])) & (np.array(block.column("letters")) >= unit["letters"])
     rows = np.flatnonzero(free)
     keys = np.array(block.column("keys"))[rows]
     rank = np.array(block.column("rank"))[rows]
@@ -174,7 +175,7 @@ def drop_texts(unit: dict[str, Any]) -> dict[str, Any]:
 def spread_signatures(unit: dict[str, Any]) -> dict[str, Any]:
     """The fingerprints and bands of a block's documents that are still free and long enough, in the order of their ranks."""
     block = Block(*_block(unit))
-    rows = np.flatnonzero(_free(block, unit["gone"]) & (np.array(block.column("tokens")) >= unit["tokens"]))
+    rows = np.flatnonzero(_free(block, listed(unit["gone"])) & (np.array(block.column("tokens")) >= unit["tokens"]))
     rank = np.array(block.column("rank"))[rows]
     order = np.argsort(rank)
     rows, rank = rows[order], rank[order]
@@ -214,13 +215,13 @@ def find_pairs(unit: dict[str, Any]) -> dict[str, Any]:
 def verify_pairs(unit: dict[str, Any]) -> dict[str, Any]:
     """All different candidates whose better document lies in one range of ranks, with the similarity of those that are sure."""
     low, high = unit["low"] << 32, unit["high"] << 32
-    found = {name: [rows_between(Path(path), "", low, high) for path in unit[name]] for name in ("tables", "bands")}
+    found = {name: [rows_between(Path(path), "", low, high) for path in listed(unit[name])] for name in ("tables", "bands")}
     counts = {name: sum(map(len, found[name])) for name in ("tables", "bands")}
     if found["bands"]:
         counts["bands"] = len(np.unique(np.concatenate(found["bands"])))
     every = found["tables"] + found["bands"]
     pairs = np.unique(np.concatenate(every)) if every else np.empty(0, np.uint64)
-    blocks, ranges = blocks_of(unit), [Block(Path(folder), start, rows) for folder, start, rows in unit["ranges"]]
+    blocks, ranges = blocks_of(unit), blocks_of(unit, "ranges")
     likeness = np.empty(len(pairs))
     for at in range(0, len(pairs), PAIRS_AT_ONCE):
         part = unpack(pairs[at : at + PAIRS_AT_ONCE])
@@ -235,9 +236,9 @@ def verify_pairs(unit: dict[str, Any]) -> dict[str, Any]:
 def choose_stars(unit: dict[str, Any]) -> dict[str, Any]:
     """Verified pairs in the order of the better document: the free one takes what is free. One bit per document is held."""
     taken = np.zeros((unit["documents"] + 7) // 8, np.uint8)
-    ranges = [Block(Path(folder), start, rows) for folder, start, rows in unit["ranges"]]
+    ranges = blocks_of(unit, "ranges")
     gone = 0
-    for path, to in zip(unit["verified"], unit["to"], strict=True):
+    for path, to in zip(listed(unit["verified"]), listed(unit["to"]), strict=True):
         rows = np.array(mapped(Path(path)))
         pairs = unpack(rows["pair"])
         chosen = np.flatnonzero(_take(taken, pairs))
@@ -252,8 +253,8 @@ def settle(unit: dict[str, Any]) -> dict[str, Any]:
     block = Block(*_block(unit))
     rule, value = np.zeros(block.rows, np.int8), np.zeros(block.rows)
     kept = np.arange(block.start, block.end)
-    for code, paths in ((URL, unit["url"]), (EXACT, unit["exact"]), (NEAR, unit["near"])):
-        for path in paths:
+    for code, name in ((URL, "url"), (EXACT, "exact"), (NEAR, "near")):
+        for path in listed(unit[name]):
             rows = rows_between(Path(path), "document", block.start, block.end)
             local = rows["document"] - block.start
             rule[local], kept[local], value[local] = code, rows["kept"], rows["value"]
