@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from penjing.train import attention, strips, tiles
-from penjing.train.attention import attend, cross_isolation, self_isolation
+from penjing.train.attention import attend, cross_isolation, part_columns, part_isolation, self_isolation
 
 
 @pytest.fixture(autouse=True, params=["tiles", "flash", "strips", "strips, nothing kept"])
@@ -112,6 +112,30 @@ def test_cross_attention_pairs_documents() -> None:
     seen = (place_q[:, None] == place_k[None]) & real[:, None]
     out = attend(*tensors, layout, scale=0.3)
     assert_same(out, reference(*tensors, seen, 0.3), tensors, real)
+
+
+@pytest.mark.parametrize("ways", [2, 4])
+@pytest.mark.parametrize("variant", ["causal", "window", "reversed"])
+def test_parts_of_rows_see_what_whole_rows_see(variant: str, ways: int) -> None:
+    """Every part's queries against the keys that its chunks are shown: outputs and gradients are those of whole rows."""
+    part = segments(3, 64, 15, seed=1)
+    backwards = np.array([True, False, True]) if variant == "reversed" else None
+    window = 7 if variant == "window" else None
+    tensors = leaves((part.size, part.size), (4, 2))
+    expected = attend(*tensors, self_isolation(part, causal=True, reversed_B=backwards), scale=0.3, window=window)
+    real = torch.from_numpy(part.reshape(-1) != 0)
+    q, k, v = (x.unflatten(0, (3, 64)) for x in tensors)
+    out = torch.zeros_like(expected).unflatten(0, (3, 64))
+    counts = []
+    for rank in range(ways):
+        layout = part_isolation(part, causal=True, rank=rank, ways=ways, group=None, reversed_B=backwards)
+        columns = torch.from_numpy(part_columns(64, rank=rank, ways=ways))
+        shown = [torch.cat([x[:, :span] for span in layout.spans], 1).flatten(0, 1) for x in (k, v)]
+        made = attend(q[:, columns].flatten(0, 1), *shown, layout, scale=0.3, window=window)
+        out = out.index_copy(1, columns, made.unflatten(0, (3, -1)))
+        counts.append(sum(layout.spans))
+    assert len(set(counts)) == 1  # as many keys for every part
+    assert_same(out.flatten(0, 1), expected, tensors, real)
 
 
 def test_packed_rows_equal_documents_alone(tiny_checkpoint: Path, tiny_tokens: Path) -> None:

@@ -316,7 +316,7 @@ def test_layouts_that_cannot_be_are_refused_in_words(tiny_tokens: Path) -> None:
         prepare_step(stream, 0, micro_rows=4, place=Place(pipeline=2))
     with pytest.raises(ConfigError, match="batch_rows: the micro-batches do not suit the pipeline.*set batch_rows to a multiple of 16"):
         prepare_step(stream, 0, micro_rows=None, place=Place(pipeline=8))
-    with pytest.raises(ConfigError, match="parallel.context: rows cannot be cut into equal parts; found 3; expected a divisor of "
+    with pytest.raises(ConfigError, match="parallel.context: rows cannot be cut into equal parts; found 3; expected a divisor of half of "
                        "sequence_length 64"):
         prepare_step(stream, 0, micro_rows=None, place=Place(contexts=3))
     assert len(prepare_step(stream, 0, micro_rows=None, place=Place(pipeline=2)).parts) == 4

@@ -47,6 +47,8 @@ class Isolation:
     """False when there are prefixes or documents read backwards."""
     group: Any = None
     """Processes that hold the other parts of the rows (context parallel): queries are this part's, keys the whole rows'."""
+    spans: tuple[int, ...] = ()
+    """Then, how much of a row each chunk of this part sees at most."""
 
     def each(self, change: Callable[[Tensor], Tensor]) -> Isolation:
         """The same layout with its tensors on another device or in other memory."""
@@ -99,37 +101,54 @@ def cross_isolation(decoder_segments_BD: np.ndarray, encoder_segments_BE: np.nda
                      torch.zeros(0, dtype=torch.bool), max_q, max_k, False)
 
 
+def part_columns(length: int, *, rank: int, ways: int) -> np.ndarray:
+    """Places of a row that part `rank` of `ways` has: one stretch from the front and its mirror image from the back.
+
+    A query near the end of a long document sees many keys and one near its start few; together every part has as much to do.
+    """
+    width = length // (2 * ways)
+    return np.concatenate([np.arange(chunk * width, (chunk + 1) * width) for chunk in (rank, 2 * ways - 1 - rank)])
+
+
 def part_isolation(segments_BS: np.ndarray, *, causal: bool, rank: int, ways: int, group: Any,
                    reversed_B: np.ndarray | None = None) -> Isolation:
-    """Layout of self-attention from part `rank` of `ways` equal parts of every row to the whole rows.
+    """Layout of self-attention from part `rank` of `ways` of every row (`part_columns`) to the rows' keys.
 
-    A stretch is what a document has in the part, and the document's keys up to where that ends (from where it starts, in a row
-    read backwards); keys that nobody in the part sees are stretches without queries.
+    Each of a part's two chunks has a line of keys of its own: the row up to the chunk's end, or the whole row where some rows are
+    read backwards. A stretch is what a document has in the chunk, and the document's keys up to where that ends (from where it
+    starts, in a row read backwards); keys that nobody in the chunk sees are stretches without queries.
     """
     rows, length = segments_BS.shape
-    width = length // ways
+    width = length // (2 * ways)
+    chunks = (rank, 2 * ways - 1 - rank)
+    everything = not causal or (reversed_B is not None and bool(reversed_B.any()))
+    spans = tuple(length if everything else (chunk + 1) * width for chunk in chunks)
     cu_q, cu_k, kind, max_q, max_k = [0], [0], [], 1, 1
     for row in range(rows):
         line = segments_BS[row]
         starts = np.flatnonzero(np.r_[True, line[1:] != line[:-1]]).tolist()
         backwards = reversed_B is not None and bool(reversed_B[row])
-        for start, end in zip(starts, [*starts[1:], length], strict=True):
-            first, last = max(start, rank * width), min(end, (rank + 1) * width)
-            queries = max(0, last - first)
-            shown = (first, end) if backwards else (start, last)
-            seen = (start, end) if not causal or not queries else shown
-            real = 0 if line[start] == 0 else 1 + backwards
-            for keys, asked in ((seen[0] - start, 0), (seen[1] - seen[0], queries), (end - seen[1], 0)):
-                if keys:
-                    cu_q.append(cu_q[-1] + asked)
-                    cu_k.append(cu_k[-1] + keys)
-                    kind.append(real if asked else 0)
-                    max_q, max_k = max(max_q, asked), max(max_k, keys)
+        for chunk, span in zip(chunks, spans, strict=True):
+            for start, stop in zip(starts, [*starts[1:], length], strict=True):
+                if start >= span:
+                    break
+                end = min(stop, span)
+                first, last = max(start, chunk * width), min(end, (chunk + 1) * width)
+                queries = max(0, last - first)
+                shown = (first, end) if backwards else (start, last)
+                seen = (start, end) if not causal or not queries else shown
+                real = 0 if line[start] == 0 else 1 + backwards
+                for keys, asked in ((seen[0] - start, 0), (seen[1] - seen[0], queries), (end - seen[1], 0)):
+                    if keys:
+                        cu_q.append(cu_q[-1] + asked)
+                        cu_k.append(cu_k[-1] + keys)
+                        kind.append(real if asked else 0)
+                        max_q, max_k = max(max_q, asked), max(max_k, keys)
     line_q, line_k = _padded(np.array(cu_q), rows), _padded(np.array(cu_k), rows)
     kinds = np.zeros(line_q.size - 1, dtype=np.int8)
     kinds[: len(kind)] = kind
     return Isolation(torch.from_numpy(line_q), torch.from_numpy(line_k), torch.from_numpy(kinds), torch.zeros(0, dtype=torch.bool),
-                     max_q, max_k, causal, plain=2 not in kind, group=group)
+                     max_q, max_k, causal, plain=2 not in kind, group=group, spans=spans)
 
 
 def attend(query_THD: Tensor, key_TGD: Tensor, value_TGD: Tensor, isolation: Isolation, *, scale: float,
@@ -168,7 +187,7 @@ def transformers_attention(module: Any, query: Tensor, key: Tensor, value: Tenso
     batch, heads, length, dim = query.shape
     scale = dim**-0.5 if scaling is None else scaling
     if isolation.group is not None:
-        key, value = _whole_rows(key, value, isolation.group)
+        key, value = _shown_keys(key, value, isolation)
     q, k, v = (tensor.transpose(1, 2).flatten(0, 1) for tensor in (query, key, value))
     if q.is_cuda and q.dtype != v.dtype:  # rotary embeddings leave q and k in fp32 under autocast
         q, k = q.to(v.dtype), k.to(v.dtype)
@@ -176,14 +195,19 @@ def transformers_attention(module: Any, query: Tensor, key: Tensor, value: Tenso
     return out.view(batch, length, heads, dim), None
 
 
-def _whole_rows(key_BGSD: Tensor, value_BGSD: Tensor, group: Any) -> tuple[Tensor, Tensor]:
-    """Keys and values of whole rows from every process's part; their gradients go back to where they came from, summed."""
+def _shown_keys(key_BGSD: Tensor, value_BGSD: Tensor, isolation: Isolation) -> tuple[Tensor, Tensor]:
+    """From this part's keys and values those of the rows, as far as each chunk sees them, one chunk's after the other's.
+
+    The gradients go back to the processes that the keys came from, summed.
+    """
     from torch.distributed._functional_collectives import all_gather_tensor_autograd
 
     kind = torch.promote_types(key_BGSD.dtype, value_BGSD.dtype) if not key_BGSD.is_cuda else value_BGSD.dtype
-    both = torch.stack([key_BGSD.to(kind), value_BGSD]).permute(3, 0, 1, 2, 4).contiguous()
-    whole = all_gather_tensor_autograd(both, 0, group).permute(1, 2, 3, 0, 4)
-    return whole[0].to(key_BGSD.dtype), whole[1].to(value_BGSD.dtype)
+    both = torch.stack([key_BGSD.to(kind), value_BGSD.to(kind)]).permute(3, 0, 1, 2, 4).contiguous()
+    parts = all_gather_tensor_autograd(both, 0, isolation.group).unflatten(0, (-1, 2, both.shape[0] // 2))
+    ordered = torch.cat([parts[:, 0], parts[:, 1].flip(0)]).flatten(0, 1)
+    lines = torch.cat([ordered[:span] for span in isolation.spans]).permute(1, 2, 3, 0, 4)
+    return lines[0].to(key_BGSD.dtype), lines[1].to(value_BGSD.dtype)
 
 
 def register() -> None:

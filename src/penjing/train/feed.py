@@ -19,7 +19,8 @@ import torch
 from torch import Tensor
 
 from penjing.errors import ConfigError, fault
-from penjing.train.attention import Isolation, cross_isolation, part_isolation, self_isolation
+from penjing.train import layout
+from penjing.train.attention import Isolation, cross_isolation, part_columns, part_isolation, self_isolation
 
 
 class StreamLike(Protocol):
@@ -127,18 +128,15 @@ def _row_part(batch: Any, rows: slice, place: Place) -> Part:
         raise ConfigError(fault("only rows read in one direction by a decoder can be cut over processes", where="parallel.context",
                                 fix="use parallel.shard or parallel.pipeline"))
     length = batch.tokens_BS.shape[1]
-    if length % place.contexts:
-        raise ConfigError(fault("rows cannot be cut into equal parts", where="parallel.context", found=place.contexts,
-                                expected=f"a divisor of sequence_length {length}"))
-    width = length // place.contexts
-    columns = slice(place.context_rank * width, (place.context_rank + 1) * width)
+    layout.check_rows(place.contexts, length)
+    columns = part_columns(length, rank=place.context_rank, ways=place.contexts)
     backwards = getattr(batch, "reversed_B", None)
     isolation = part_isolation(batch.segments_BS[rows], causal=True, rank=place.context_rank, ways=place.contexts,
                                group=place.group, reversed_B=None if backwards is None else backwards[rows])
     denoisers = getattr(batch, "denoisers_BS", None)
-    return Part(_long(batch.tokens_BS[rows, columns]), _long(batch.positions_BS[rows, columns]),
-                _long(batch.targets_BS[rows, columns]), torch.from_numpy(np.ascontiguousarray(batch.weights_BS[rows, columns])),
-                isolation, _long(batch.source_B[rows]), None if denoisers is None else _long(denoisers[rows, columns]))
+    return Part(_long(batch.tokens_BS[rows][:, columns]), _long(batch.positions_BS[rows][:, columns]),
+                _long(batch.targets_BS[rows][:, columns]), torch.from_numpy(batch.weights_BS[rows][:, columns]), isolation,
+                _long(batch.source_B[rows]), None if denoisers is None else _long(denoisers[rows][:, columns]))
 
 
 def label_weight(batch: Any) -> float:

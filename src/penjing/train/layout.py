@@ -43,9 +43,15 @@ def check(parallel: ParallelConfig, model: Mapping[str, Any], *, batch_rows: int
     if batch_rows is not None and batch_rows % ranks:
         raise ConfigError(fault("the rows of a batch do not divide among the processes", where="batch_rows", found=batch_rows,
                                 expected=f"a multiple of {ranks} = parallel.replicate x parallel.shard"))
-    if sequence_length is not None and sequence_length % parallel.context:
-        raise ConfigError(fault("rows cannot be cut into equal parts", where="parallel.context", found=parallel.context,
-                                expected=f"a divisor of sequence_length {sequence_length}"))
+    if sequence_length is not None:
+        check_rows(parallel.context, sequence_length)
+
+
+def check_rows(contexts: int, sequence_length: int) -> None:
+    """ConfigError unless every process can have two equal chunks of a row."""
+    if contexts > 1 and sequence_length % (2 * contexts):
+        raise ConfigError(fault("rows cannot be cut into equal parts", where="parallel.context", found=contexts,
+                                expected=f"a divisor of half of sequence_length {sequence_length}"))
 
 
 def _sizes(model: Mapping[str, Any]) -> dict[str, int]:
