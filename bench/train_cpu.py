@@ -1,6 +1,7 @@
 """Tokens per core-second of penjing's loop and of the Hugging Face Trainer on the same packed, isolated rows; one thread.
 
     python bench/train_cpu.py --json [--lengths 512,2048,4096] [--model 20m|95m] [--steps 3] [--compile]
+    python bench/train_cpu.py --attention       the three ways of computing a document's attention, by its length
 
 The peer is transformers' Trainer with bf16, fused AdamW and packed rows told apart by position_ids (its own way, which builds a
 dense mask), with torch.compile on top when --compile is given. Losses of both are printed: they must agree. Time is CPU time of
@@ -39,12 +40,16 @@ def main() -> None:
     parser.add_argument("--model", choices=SHAPES, default="20m")
     parser.add_argument("--steps", type=int, default=3)
     parser.add_argument("--compile", action="store_true", help="compile the peer's model; ours stays eager")
+    parser.add_argument("--attention", action="store_true", help="only the attention of documents of one length: tiles, strips, flash")
     parser.add_argument("--one", nargs=3, metavar=("WHO", "LENGTH", "DIR"), help=argparse.SUPPRESS)
     given = parser.parse_args()
     if given.one:
         who, length, folder = given.one
         run = ours if who == "ours" else trainer
         print(json.dumps(run(Path(folder), int(length), given.steps, given.compile)))
+        return
+    if given.attention:
+        print(json.dumps({"benchmark": "attention", "results": attention(), "machine": machine()}, indent=2))
         return
     results = []
     with tempfile.TemporaryDirectory() as folder:
@@ -67,6 +72,39 @@ def alone(who: str, length: int, folder: str, given: argparse.Namespace) -> dict
     if made.returncode:
         raise SystemExit(made.stderr[-2000:])
     found: dict[str, Any] = json.loads(made.stdout.strip().splitlines()[-1])
+    return found
+
+
+def attention(heads: int = 6, dim: int = 64) -> list[dict[str, Any]]:
+    """CPU milliseconds, forward and backward, of about 4,096 tokens in documents of one length, bf16, one thread: best of four."""
+    import numpy as np
+    import torch
+
+    from penjing.train import strips, tiles
+    from penjing.train.attention import attend, self_isolation
+
+    torch.set_num_threads(1)
+    limits = {"tiles": ((1 << 20,), 0), "strips": ((8,), 1 << 20), "flash": ((8,), 0)}
+    found = []
+    for length in (48, 96, 160, 200, 300, 450, 600, 800, 1000, 2000, 4000):
+        count = max(1, 4096 // length)
+        row: dict[str, Any] = {"length": length, "documents": count}
+        for name, (levels, up_to) in limits.items():
+            if name == "tiles" and length > 600:
+                continue
+            tiles.LEVELS = tuple(range(32, 608, 32)) if name == "tiles" else levels
+            strips.UP_TO = up_to
+            tiles._plan.cache_clear()
+            layout = self_isolation(np.repeat(np.arange(1, count + 1), length)[None].astype(np.int32), causal=True)
+            q, k = (torch.randn(count * length, heads, dim, requires_grad=True) for _ in range(2))
+            v = torch.randn(count * length, heads, dim, dtype=torch.bfloat16, requires_grad=True)
+            best = float("inf")
+            for _ in range(5):
+                started = time.process_time()
+                torch.autograd.grad(attend(q, k, v, layout, scale=dim**-0.5).sum(), (q, k, v))
+                best = min(best, time.process_time() - started)
+            row[name] = round(best * 1e3, 1)
+        found.append(row)
     return found
 
 

@@ -18,8 +18,9 @@ def every_way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -
     tiles._plan.cache_clear()
     if request.param != "tiles":
         monkeypatch.setattr(tiles, "LEVELS", (8,))
-        kinds = (torch.float64, torch.float32, torch.bfloat16) if request.param.startswith("strips") else ()
-        monkeypatch.setattr(attention, "_SHORT_TYPES", kinds)
+        if request.param == "flash":
+            monkeypatch.setattr(strips, "UP_TO", 0)
+            monkeypatch.setattr(strips, "UP_TO_WIDE", 0)
         monkeypatch.setattr(strips, "_STRIP", 4)
         monkeypatch.setattr(strips, "_PLACES", 150)
     if request.param.endswith("nothing kept"):

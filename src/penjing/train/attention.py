@@ -2,8 +2,9 @@
 
 Rows are flattened to one line of T tokens and every document is a stretch of it, so work follows the sum of squared document
 lengths, not the squared row length, and no S x S mask exists. On a processor short documents are computed together in tiles
-(tiles.py) and long ones by torch's own flash kernel; on a GPU it is torch's variable-length flash attention. Models reach it
-through transformers' attention interface under the name in `IMPLEMENTATION`; the layout travels as the keyword `isolation`.
+(tiles.py), longer ones in strips (strips.py) and very long ones by torch's own flash kernel; on a GPU it is torch's variable-length
+flash attention. Models reach it through transformers' attention interface under the name in `IMPLEMENTATION`; the layout travels as
+the keyword `isolation`.
 
 Shape suffixes: B rows, S positions, T = B*S, H heads, G key/value heads, D head dimension, N stretches.
 """
@@ -391,8 +392,8 @@ def _strip_bias(long: Long) -> Tensor | None:
 
 
 def _in_strips(long: Long, v: Tensor) -> bool:
-    """Whether a long document is computed in strips: in 16 bits and up to a length, see strips.py; else the flash kernel is faster."""
-    return v.dtype in _SHORT_TYPES and long.length_k <= strips.UP_TO
+    """Whether a long document is computed in strips; from a length on, which strips.py knows, the flash kernel is faster."""
+    return long.length_k <= (strips.UP_TO if v.dtype in _SHORT_TYPES else strips.UP_TO_WIDE)
 
 
 def _sum_type(q: Tensor) -> torch.dtype:

@@ -1,8 +1,8 @@
 """Attention of one long document on a processor, in strips of queries over the keys that they may see.
 
 The scores of a strip are written out for a few heads at a time, so that they stay in the cache, and the products are torch's own
-matrix products in 16 bits. From 513 to 8,192 tokens that takes a half to two thirds of the time of torch's flash kernel, forward
-and backward together (bench/results/train.md); a strip of a causal document meets no keys behind its end, so little is computed in
+matrix products. In 16 bits that takes a half to two thirds of the time of torch's flash kernel, forward and backward together, from
+200 to 4,000 tokens (bench/results/train.md); a strip of a causal document meets no keys behind its end, so little is computed in
 vain. Softmax and the sums of gradients are in fp32.
 
 Shape suffixes: H heads, Q queries, K keys, D head dimension.
@@ -17,6 +17,8 @@ from torch import Tensor
 
 UP_TO = 8192
 """Longer documents are left to the flash kernel, whose working memory does not grow with the keys."""
+UP_TO_WIDE = 1024
+"""The same in fp32 and fp64, whose products are slower."""
 KEPT_UP_TO = 1024
 """The shares of longer documents are worked out again in the backward pass instead of being kept."""
 _STRIP = 256

@@ -1,8 +1,8 @@
 """Where the documents of a batch are computed: short ones laid together into square tiles, long ones each on its own.
 
 A tile holds whole documents and a bias that keeps them apart, so a layer's attention over hundreds of documents is a handful of
-batched matrix products. On a processor that is two to three times as fast as the flash kernel up to 512 tokens, because writing
-the scores out costs less than their many small passes; beyond, the flash kernel wins and its memory does not grow.
+batched matrix products. On a processor that is two to four times as fast as the flash kernel for short documents, because writing
+the scores out costs less than their many small passes; from about 160 tokens on the strips of strips.py are faster still.
 
 Shape suffixes: n tiles, W positions of a tile (q: queries, k: keys), T positions on the line.
 """
@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-LEVELS = (64, 96, 128, 160, 192, 256, 320, 384, 448, 512)
+LEVELS = (64, 96, 128, 160)
 """Sides of tiles. A document goes to the smallest that holds it."""
 _PLACES = 1024
 """Places computed at a time: scores of a few heads then stay in the second-level cache."""
