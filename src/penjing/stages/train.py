@@ -111,7 +111,8 @@ def price(config: Config, inputs: Inputs) -> Estimate:
     if model is None:
         return Estimate(tokens=float(config.tokens), parameters=parameters, vocab_size=inputs["checkpoint"].vocab_size,
                         disk_bytes=None if parameters is None else 4.0 * parameters)
-    check_layout(config.parallel, model, batch_rows=config.batch_rows, sequence_length=config.sequence_length)
+    check_layout(config.parallel, model, batch_rows=config.batch_rows, micro_rows=config.micro_rows,
+                 sequence_length=config.sequence_length)
     parameters = count_parameters(model)
     flops = config.tokens * flops_per_token(model, sequence_length=config.sequence_length)
     teacher = inputs.get("teacher")
@@ -132,7 +133,8 @@ def price(config: Config, inputs: Inputs) -> Estimate:
 
 def _check(config: Config, inputs: Inputs) -> None:
     described = read_json(inputs["checkpoint"] / "config.json")
-    check_layout(config.parallel, described, batch_rows=config.batch_rows, sequence_length=config.sequence_length)
+    check_layout(config.parallel, described, batch_rows=config.batch_rows, micro_rows=config.micro_rows,
+                 sequence_length=config.sequence_length)
     limit = described.get("max_position_embeddings") or described.get("max_seq_length")
     if bool(described.get("is_encoder_decoder")) != (config.architecture == "encoder-decoder"):
         raise ConfigError(fault("the stream is for another kind of model", where="architecture", found=config.architecture,

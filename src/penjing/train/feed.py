@@ -175,7 +175,7 @@ def prepare_step(stream: StreamLike, index: int, *, micro_rows: int | None, plac
     mine = range(place.rank * share, (place.rank + 1) * share)
     size = micro_rows or rows_for(batch, place.contexts)
     if place.pipeline > 1:
-        size = pipeline_rows(share, micro_rows, place)
+        size = layout.pipeline_rows(share, micro_rows, pipeline=place.pipeline, chunks=place.chunks, ranks=place.ranks)
     parts = [split(batch, slice(start, min(start + size, mine.stop)), place) for start in range(mine.start, mine.stop, size)]
     if pin:
         parts = [part.pinned() for part in parts]
@@ -186,24 +186,6 @@ def rows_for(batch: Any, contexts: int = 1) -> int:
     """Rows of which one part holds about 16k positions."""
     held = [part for part in (batch.segments_BS, batch.encoder_segments_BE, batch.decoder_segments_BD) if part is not None]
     return max(1, 16384 * contexts // sum(part.shape[1] for part in held))
-
-
-def pipeline_rows(share: int, micro_rows: int | None, place: Place) -> int:
-    """Rows per micro-batch: as given, or such that twice as many micro-batches as stages flow, so that few stages wait.
-
-    Micro-batches must be equal, at least as many as processes, and a multiple of them when the schedule is interleaved.
-    """
-    ways = place.pipeline
-    fitting = [size for size in range(share, 0, -1)
-               if share % size == 0 and share // size >= ways and (place.chunks == 1 or share // size % ways == 0)]
-    if not fitting or (micro_rows is not None and micro_rows not in fitting):
-        what = f"a multiple of {ways}" if place.chunks > 1 else f"at least {ways}"
-        raise ConfigError(fault("the micro-batches do not suit the pipeline", where="batch_rows" if not fitting else "micro_rows",
-                                found=f"{share} rows a process" + (f" in parts of {micro_rows}" if micro_rows else ""),
-                                expected=f"{what} equal micro-batches for parallel.pipeline {ways}",
-                                fix=f"set batch_rows to a multiple of {2 * ways * place.ranks}" if not fitting
-                                else f"set micro_rows to one of {', '.join(map(str, fitting))}"))
-    return micro_rows or next((size for size in fitting if share // size >= 2 * ways), fitting[-1])
 
 
 def ahead(make: Callable[[int], Step], indices: Iterator[int], *, depth: int = 2) -> Iterator[Step]:

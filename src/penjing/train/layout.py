@@ -16,7 +16,7 @@ TENSOR_CUT = frozenset({"llama", "mistral", "qwen2", "qwen3", "glm", "glm4", "gp
 
 
 def check(parallel: ParallelConfig, model: Mapping[str, Any], *, batch_rows: int | None = None,
-          sequence_length: int | None = None) -> None:
+          micro_rows: int | None = None, sequence_length: int | None = None) -> None:
     """ConfigError when the model of this config.json, or its batches, cannot be cut as `parallel` says."""
     kind = model.get("model_type")
     if parallel.pipeline > 1 and kind not in PIPELINED:
@@ -43,8 +43,27 @@ def check(parallel: ParallelConfig, model: Mapping[str, Any], *, batch_rows: int
     if batch_rows is not None and batch_rows % ranks:
         raise ConfigError(fault("the rows of a batch do not divide among the processes", where="batch_rows", found=batch_rows,
                                 expected=f"a multiple of {ranks} = parallel.replicate x parallel.shard"))
+    if batch_rows is not None and parallel.pipeline > 1:
+        pipeline_rows(batch_rows // ranks, micro_rows, pipeline=parallel.pipeline, chunks=parallel.pipeline_chunks, ranks=ranks)
     if sequence_length is not None:
         check_rows(parallel.context, sequence_length)
+
+
+def pipeline_rows(share: int, micro_rows: int | None, *, pipeline: int, chunks: int, ranks: int) -> int:
+    """Rows per micro-batch of a process's `share`: as given, or such that twice as many micro-batches as processes flow.
+
+    ConfigError unless micro-batches are equal, at least as many as processes, and a multiple of them when the schedule is interleaved.
+    """
+    fitting = [size for size in range(share, 0, -1)
+               if share % size == 0 and share // size >= pipeline and (chunks == 1 or share // size % pipeline == 0)]
+    if not fitting or (micro_rows is not None and micro_rows not in fitting):
+        what = f"a multiple of {pipeline}" if chunks > 1 else f"at least {pipeline}"
+        raise ConfigError(fault("the micro-batches do not suit the pipeline", where="batch_rows" if not fitting else "micro_rows",
+                                found=f"{share} rows a process" + (f" in parts of {micro_rows}" if micro_rows else ""),
+                                expected=f"{what} equal micro-batches for parallel.pipeline {pipeline}",
+                                fix=f"set batch_rows to a multiple of {2 * pipeline * ranks}" if not fitting
+                                else f"set micro_rows to one of {', '.join(map(str, fitting))}"))
+    return micro_rows or next((size for size in fitting if share // size >= 2 * pipeline), fitting[-1])
 
 
 def check_rows(contexts: int, sequence_length: int) -> None:
