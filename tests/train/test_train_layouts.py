@@ -339,6 +339,27 @@ def test_processes_that_do_not_come_are_not_waited_for_without_end(monkeypatch: 
         start(ParallelConfig(shard=2), wait=timedelta(seconds=1))
 
 
+def test_check_prices_a_layout_and_refuses_one_that_cannot_be(checkpoint: Path) -> None:
+    from penjing.contract import Estimate
+    from penjing.errors import ConfigError
+    from penjing.stages import train
+
+    model = json.loads((checkpoint / "config.json").read_text())
+
+    def price(**more: object) -> Estimate:
+        config = train.Config(tokens=1000, sequence_length=64, batch_rows=8, **more)
+        return train.price(config, {"checkpoint": Estimate(model=model, parameters=1e5), "tokens": [Estimate()]})
+
+    whole, cut = price(), price(parallel={"shard": 2, "pipeline": 2})
+    assert cut.memory_bytes is not None and whole.memory_bytes is not None and cut.flops == whole.flops
+    assert 4e8 < cut.memory_bytes < whole.memory_bytes
+    with pytest.raises(ConfigError, match="micro_rows: the micro-batches do not suit the pipeline; found 8 rows a process in parts of 3"):
+        price(parallel={"pipeline": 2}, micro_rows=3)
+    with pytest.raises(ConfigError, match="parallel.tensor: tensor parallelism does not divide the model; found 4; expected a divisor of "
+                       "2 kv_heads"):
+        price(parallel={"tensor": 4})
+
+
 def test_architectures_are_listed_where_they_are_cut() -> None:
     from penjing.train import layout, pipeline, tensor
 
