@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import socket
@@ -13,28 +14,14 @@ import pytest
 
 PROGRAM = """
 import json, sys
-from pathlib import Path
+sys.path.insert(0, sys.argv[2])
 import torch
 torch.set_num_threads(1)
-from penjing.contract import Job
-from penjing.errors import Interrupted
-from penjing.objectives.stream import StreamConfig, build_stream
-from penjing.train.config import TrainConfig
 from penjing.train.distributed import die_with_parent
-from penjing.train.held_out import open_held_out
-from penjing.train.loop import train
 die_with_parent()
-for spec in json.loads(sys.argv[1]):
-    out = Path(spec["out"])
-    out.mkdir(parents=True, exist_ok=True)
-    calls = iter(range(1, 10**6))
-    stream = build_stream(StreamConfig(**spec["stream"]), Path(spec["tokens"]))
-    held_out = open_held_out(Path(spec["tokens"]), sequence_length=64, vocab_size=97) if spec["evaluate"] else None
-    try:
-        train(TrainConfig(**spec["config"]), checkpoint=Path(spec["checkpoint"]), stream=stream, out=out, held_out=held_out,
-              job=Job(metrics=out / "metrics.jsonl", stop=lambda: next(calls) >= (spec["stop"] or 10**6)))
-    except Interrupted:
-        pass
+from tests.train.test_train_layouts import carry_out
+for one in json.loads(sys.argv[1]):
+    carry_out(one)
 """
 STREAM = {"sequence_length": 64, "batch_rows": 4, "packing": "best-fit"}
 SETTINGS = {"tokens": 4400, "lr": 1e-2, "precision": "fp32", "micro_rows": 2, "save_every": 100}
@@ -48,6 +35,25 @@ def spec(out: Path, checkpoint: Path, tokens: Path, /, *, stop: int | None = Non
             "evaluate": evaluate, "config": {**SETTINGS, **config}}
 
 
+def carry_out(one: dict) -> None:
+    """The run of a spec in this process, or this process's share of it."""
+    from penjing.contract import Job
+    from penjing.errors import Interrupted
+    from penjing.objectives.stream import StreamConfig, build_stream
+    from penjing.train.config import TrainConfig
+    from penjing.train.held_out import open_held_out
+    from penjing.train.loop import train
+
+    out, tokens = Path(one["out"]), Path(one["tokens"])
+    out.mkdir(parents=True, exist_ok=True)
+    calls = iter(range(1, 10**6))
+    held_out = open_held_out(tokens, sequence_length=64, vocab_size=97) if one["evaluate"] else None
+    with contextlib.suppress(Interrupted):
+        train(TrainConfig(**one["config"]), checkpoint=Path(one["checkpoint"]), out=out, held_out=held_out,
+              stream=build_stream(StreamConfig(**one["stream"]), tokens),
+              job=Job(metrics=out / "metrics.jsonl", stop=lambda: next(calls) >= (one["stop"] or 10**6)))
+
+
 def launch(*specs: dict) -> None:
     """Carry out runs of equally many processes one after another, in the same processes."""
     counts = set()
@@ -57,10 +63,15 @@ def launch(*specs: dict) -> None:
             count *= ways if name in DIMENSIONS else 1
         counts.add(count)
     (count,) = counts
+    if count == 1:
+        for one in specs:
+            carry_out(one)
+        return
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    workers = [subprocess.Popen([sys.executable, "-c", PROGRAM, json.dumps(specs)], stderr=subprocess.PIPE, env={
+    root = str(Path(__file__).parents[2])
+    workers = [subprocess.Popen([sys.executable, "-c", PROGRAM, json.dumps(specs), root], stderr=subprocess.PIPE, env={
         **os.environ, "OMP_NUM_THREADS": "1", "RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(count),
         "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}) for rank in range(count)]
     try:
