@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import gzip
+import io
 import json
+import random
 import sys
+import tarfile
 import tracemalloc
 import zlib
 from collections import Counter
@@ -122,6 +125,17 @@ def test_columns_of_the_wrong_type_and_missing_fields(tmp_path: Path) -> None:
     assert [one["text"] for one in found] == [TEXT, ""] and [one.offset for one in damage] == [1]
     with pytest.raises(InputError, match=r"no column 'body'; found text; set text_field"):
         split(tmp_path / "gaps.parquet", text_field="body")
+
+
+def test_parquet_text_that_is_not_utf8_is_decoded_by_what_it_is(tmp_path: Path) -> None:
+    raw = [TEXT.encode(), TEXT.encode("gb18030"), b"caf\xe9 au lait", None]
+    strings = pa.array(raw, pa.binary()).view(pa.string())
+    nested = pa.StructArray.from_arrays([strings], ["inner"])
+    pq.write_table(pa.table({"text": strings, "note": nested, "n": [1, 2, 3, 4]}), tmp_path / "a.parquet")
+    found, damage = split(tmp_path / "a.parquet")
+    assert [one["text"] for one in found] == [TEXT, TEXT, "café au lait"]
+    assert [one["meta"] for one in found] == [{"n": 1}, {"n": 2}, {"n": 3}]
+    assert [one.what for one in damage] == ["no field 'text'"]
 
 
 def test_a_damaged_row_group_costs_that_group(tmp_path: Path) -> None:
@@ -283,6 +297,39 @@ def test_ids_that_repeat_across_shards_are_told_apart_in_parts(tmp_path: Path, m
     (tmp_path / "parts").mkdir()
     collect.run(collect.Config(sources=[source]), {}, tmp_path / "parts", Job(workers=2, engine="thread"))
     assert [name for batch in open_corpus(tmp_path / "parts").batches(["id"]) for name in batch.column("id").to_pylist()] == found
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(8))
+def test_whatever_is_in_a_file_reading_it_raises_nothing_but_faults(tmp_path: Path, seed: int) -> None:
+    """Files of every kind with bytes changed, cut, put in and left out."""
+    rng = random.Random(seed)
+    pages = io.BytesIO()
+    with tarfile.open(fileobj=pages, mode="w") as archive:
+        info = tarfile.TarInfo("a.html")
+        info.size = len(PAGE)
+        archive.addfile(info, io.BytesIO(PAGE))
+    table = io.BytesIO()
+    pq.write_table(pa.table({"text": [TEXT] * 50, "meta": ['{"a": 1}'] * 50}), table, row_group_size=10)
+    packed = [record(pack(PAGE), f"Content-Encoding: {name}\r\nTransfer-Encoding: chunked") for name, pack in ENCODINGS.items()]
+    whole = {
+        "a.jsonl": lines(9), **{f"a.jsonl{suffix}": pack(lines(9)) for suffix, pack in PACK.items()}, "a.tar": pages.getvalue(),
+        "a.tar.gz": gzip.compress(pages.getvalue()), "a.parquet": table.getvalue(), "a.html": PAGE, "a.txt": TEXT.encode(),
+        "a.csv": f'n,text\n1,"{TEXT}"\n2,"a ""b"""\n'.encode(), "a.warc": b"".join(packed), "a.warc.gz": gzip.compress(packed[0]) * 3,
+    }
+    for _ in range(40):
+        for name, data in whole.items():
+            changed = bytearray(data)
+            for _ in range(rng.randint(1, 6)):
+                at = rng.randrange(len(changed) + 1)
+                what = rng.randrange(5)
+                new = [bytes([rng.randrange(256)]), b"", rng.randbytes(20), bytes(20), b"WARC/1.0\r\nContent-Length: 99999999999\r\n"][what]
+                changed[at : at + [1, rng.randint(1, 60), 0, 20, 0][what]] = new
+            (tmp_path / name).write_bytes(changed[: rng.choice([len(changed), rng.randrange(len(changed) + 1)])])
+            try:
+                split(tmp_path / name, max_record_bytes=1 << 20)
+            except InputError:
+                assert name == "a.parquet"  # a column is gone: that is said once for the whole file
 
 
 DIRTY = {  # file: (text field, documents, damage)

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import re
 import tarfile
-import zlib
 from collections.abc import Iterator
 from typing import Any, BinaryIO
 
@@ -16,6 +15,7 @@ from penjing.data.readers import Damage, Options, Record, kind_of
 from penjing.data.readers.packed import unpack
 from penjing.data.readers.pages import page_record
 from penjing.data.readers.stream import Cut, blocks, open_bytes
+from penjing.data.readers.whole import Unpacked
 
 _VERSION = re.compile(rb"WARC/[01]\.\d\d?\r?\n")
 _HTML = ("text/html", "application/xhtml")
@@ -150,26 +150,30 @@ def read_warc(name: str, options: Options) -> Iterator[Record | Damage]:
 def read_tar(name: str, options: Options) -> Iterator[Record | Damage]:
     """Pages and texts in a tar archive, by their names; offset = place in the unpacked archive."""
     position = 0
-    with open_bytes(name) as file:
-        try:
-            with tarfile.open(fileobj=file, mode="r|*") as archive:
-                for member in archive:
-                    position = member.offset
-                    kind = kind_of(member.name)
-                    if not member.isfile() or kind not in ("html", "text", "markdown"):
-                        continue
-                    if member.size > options.max_record_bytes:
-                        yield Damage(name, position, f"record longer than {options.max_record_bytes} bytes", member.size)
-                        continue
-                    opened = archive.extractfile(member)
-                    data = opened.read() if opened is not None else b""
-                    if kind == "html":
-                        yield page_record(data, name, position, options, id=member.name)
-                        continue
-                    text, encoding = decode(data, declared=options.encoding)
-                    yield {"text": text, "encoding": encoding, "offset": position, "id": member.name, "meta": {}}
-        except (tarfile.TarError, EOFError, OSError, zlib.error) as error:
-            yield Damage(name, position, f"damaged tar archive: {str(error)[:100]}")
+    stream = Unpacked(name)
+    wrong = ""
+    try:
+        with tarfile.open(fileobj=stream, mode="r|") as archive:  # type: ignore[call-overload]
+            for member in archive:
+                position = member.offset
+                kind = kind_of(member.name)
+                if not member.isfile() or kind not in ("html", "text", "markdown"):
+                    continue
+                if member.size > options.max_record_bytes:
+                    yield Damage(name, position, f"record longer than {options.max_record_bytes} bytes", member.size)
+                    continue
+                opened = archive.extractfile(member)
+                data = opened.read() if opened is not None else b""
+                if kind == "html":
+                    yield page_record(data, name, position, options, id=member.name)
+                    continue
+                text, encoding = decode(data, declared=options.encoding)
+                yield {"text": text, "encoding": encoding, "offset": position, "id": member.name, "meta": {}}
+    except (tarfile.TarError, EOFError, OSError, ValueError) as error:
+        wrong = str(error)
+    yield from stream.damage
+    if wrong and not stream.damage:
+        yield Damage(name, position, f"damaged tar archive: {wrong[:100]}")
 
 
 def _fields(head: bytes) -> dict[str, str]:

@@ -21,12 +21,16 @@ from penjing.data.readers.whole import read_stretches
 from penjing.errors import InputError, fault
 
 
+_UNREADABLE = (pa.ArrowException, ValueError, OSError)
+"""What Arrow raises on damaged files; a name that is not UTF-8 is a ValueError."""
+
+
 def row_groups(name: str) -> list[int]:
     """Bytes of each row group of a Parquet file; InputError when it is not one."""
     with open_bytes(name) as file:
         try:
             metadata = pq.ParquetFile(file).metadata
-        except (pa.ArrowInvalid, OSError) as error:
+        except _UNREADABLE as error:
             raise InputError(fault("not readable as Parquet", where=name, found=str(error)[:200])) from error
         return [metadata.row_group(index).total_byte_size for index in range(metadata.num_row_groups)]
 
@@ -36,12 +40,13 @@ def read_parquet(name: str, options: Options) -> Iterator[Record | Damage]:
     with open_bytes(name) as opened:
         try:
             file = pq.ParquetFile(opened)
-        except (pa.ArrowInvalid, OSError) as error:
+            names = file.schema_arrow.names
+        except _UNREADABLE as error:
             yield Damage(name, 0, "not readable as Parquet", 0, str(error)[:200])
             return
-        missing = [field for field in options.text_field.split("+") if field not in file.schema_arrow.names]
+        missing = [field for field in options.text_field.split("+") if field not in names]
         if missing:
-            raise InputError(fault(f"no column '{missing[0]}'", where=name, found=", ".join(file.schema_arrow.names),
+            raise InputError(fault(f"no column '{missing[0]}'", where=name, found=", ".join(names),
                                    fix="set text_field"))
         row = 0
         for group in range(file.metadata.num_row_groups):
@@ -52,14 +57,14 @@ def read_parquet(name: str, options: Options) -> Iterator[Record | Damage]:
                         yield from as_record(record, name, row, options)
                         row += 1
                     continue
-                except (pa.ArrowInvalid, OSError) as error:
+                except _UNREADABLE as error:
                     yield Damage(name, row, "damaged row group", size, str(error)[:200])
             row += size
 
 
 def _group(file: Any, group: int) -> Iterator[dict[str, Any]]:
     for batch in file.iter_batches(row_groups=[group], batch_size=1024, use_threads=False):
-        for record in batch.to_pylist():
+        for record in _rows(batch):
             if isinstance(record.get("meta"), str):
                 try:
                     inner = json.loads(record["meta"])
@@ -69,6 +74,28 @@ def _group(file: Any, group: int) -> Iterator[dict[str, Any]]:
                     del record["meta"]
                     record = {**inner, **record}
             yield {key: value.hex() if isinstance(value, bytes) else value for key, value in record.items()}
+
+
+def _rows(batch: pa.RecordBatch) -> list[dict[str, Any]]:
+    """The rows of a batch. Text that is not UTF-8, which writers put into Parquet unchecked, is decoded by what it is; nested fields
+    that hold such text are left out."""
+    try:
+        rows: list[dict[str, Any]] = batch.to_pylist()
+        return rows
+    except UnicodeDecodeError:
+        columns = {name: _decoded(batch.column(name)) for name in batch.schema.names}
+        return [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
+
+
+def _decoded(column: pa.Array) -> list[Any]:
+    if pa.types.is_string(column.type) or pa.types.is_large_string(column.type):
+        raw = column.cast(pa.large_binary()).to_pylist()
+        return [None if value is None else decode(value)[0] for value in raw]
+    try:
+        values: list[Any] = column.to_pylist()
+        return values
+    except UnicodeDecodeError:
+        return [None] * len(column)
 
 
 def read_csv(name: str, options: Options) -> Iterator[Record | Damage]:

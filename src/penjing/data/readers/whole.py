@@ -1,4 +1,4 @@
-"""A file that is one document, or one table, taken whole up to a limit."""
+"""A file that is one document, or one table, taken whole up to a limit; or its decompressed bytes as a stream."""
 
 from __future__ import annotations
 
@@ -32,3 +32,26 @@ def read_stretches(name: str, damage: list[Damage]) -> Iterator[bytes]:
                 damage.append(Damage(name, block.offset, block.what))
                 return
             yield block
+
+
+class Unpacked:
+    """A file's decompressed bytes for libraries that want to `read` a stream; what is damaged ends them and is kept in `damage`."""
+
+    def __init__(self, name: str) -> None:
+        self.damage: list[Damage] = []
+        self._stretches = read_stretches(name, self.damage)
+        self._held = b""
+
+    def read(self, size: int) -> bytes:
+        """The next bytes, fewer than `size` only at the end."""
+        parts = [self._held]
+        held = len(self._held)
+        while held < size:
+            stretch = next(self._stretches, None)
+            if stretch is None:
+                break
+            parts.append(stretch)
+            held += len(stretch)
+        data = b"".join(parts)
+        self._held = data[size:]
+        return data[:size]
