@@ -20,7 +20,6 @@ from penjing.data.readers.stream import open_bytes
 from penjing.data.readers.whole import read_stretches
 from penjing.errors import InputError, fault
 
-
 _UNREADABLE = (pa.ArrowException, ValueError, OSError)
 """What Arrow raises on damaged files; a name that is not UTF-8 is a ValueError."""
 
