@@ -2,7 +2,7 @@
 
     python bench/data_factory.py --json                                       every shared document once (84 MB)
     python bench/data_factory.py --json --megabytes 250 --workers 1 2         enlarged, one worker and two
-    python bench/data_factory.py --json --megabytes 12 --peer-python PATH     the composed datatrove chain on the same files
+    python bench/data_factory.py --json --megabytes 5 --languages en --peer-python PATH     datatrove's chain on the same files
 
 Above 84 MB further documents are woven from two of the same source, every other line (or sentence) of each, so that no two
 are near-duplicates and statistics stay those of real text. The peer is datatrove's own pipeline for the nearest same work:
@@ -49,7 +49,8 @@ from penjing.stages import collect, dedup, normalise, score
 from penjing.stages import filter as filter_stage
 
 source, work, model, workers, order = Path(sys.argv[1]), Path(sys.argv[2]), Path(sys.argv[3]), int(sys.argv[4]), sys.argv[5]
-stages = {"collect": (collect, {"sources": [{"name": lang, "path": f"{source}/{lang}-*.jsonl", "lang": lang} for lang in ("en", "zh")]}),
+stages = {"collect": (collect, {"sources": [{"name": lang, "path": f"{source}/{lang}-*.jsonl", "lang": lang}
+                                    for lang in ("en", "zh") if list(source.glob(f"{lang}-*"))]}),
           "normalise": (normalise, {}), "score": (score, {}), "filter": (filter_stage, {"rule_set": "ziya2"}), "dedup": (dedup, {})}
 
 def spent():
@@ -94,7 +95,8 @@ from penjing.stages import collect, normalise, perplexity_model
 source, work = Path(sys.argv[1]), Path(sys.argv[2])
 before = None
 for name, stage, settings in (
-        ("collect", collect, {"sources": [{"name": lang, "path": f"{source}/{lang}-*.jsonl", "lang": lang} for lang in ("en", "zh")]}),
+        ("collect", collect, {"sources": [{"name": lang, "path": f"{source}/{lang}-*.jsonl", "lang": lang}
+                                    for lang in ("en", "zh") if list(source.glob(f"{lang}-*"))]}),
         ("normalise", normalise, {}), ("model", perplexity_model, {"text_bytes": 8 << 20, "arpa": False})):
     (work / name).mkdir(parents=True)
     stage.run(parse(stage.Config, settings, where="bench"), {"corpus": before}, work / name, Job())
@@ -120,8 +122,10 @@ def spoken(document):
 if __name__ == "__main__":
     LocalPipelineExecutor(pipeline=[
         JsonlReader(source, glob_pattern="*.jsonl"), LambdaFilter(spoken), GopherRepetitionFilter(language=language),
-        GopherQualityFilter(language=language, stop_words=list("的了是在和不有我他这那也就都而与之以为于人中") if zh else None),
-        C4QualityFilter(language=language, filter_no_terminal_punct=not zh, min_words_per_line=-1 if zh else 3),
+        GopherQualityFilter(language=language, stop_words=list("的了是在和不有我他这那也就都而与之以为于人中") if zh else None,
+                            **({"min_avg_word_length": None, "max_avg_word_length": None} if zh else {})),
+        C4QualityFilter(language=language, filter_no_terminal_punct=not zh, min_words_per_line=-1 if zh else 3,
+                        max_word_length=-1 if zh else 1000),
         FineWebQualityFilter(language=language), JsonlWriter(f"{work}/filtered", compression=None)],
         tasks=1, workers=1, logging_dir=f"{work}/log").run()
 '''
@@ -182,6 +186,7 @@ def main() -> None:
     parser.add_argument("--shared", type=Path, default=Path(os.environ.get("PENJING_SHARED", "../shared")) / "data")
     parser.add_argument("--peer-python", default=os.environ.get("PENJING_DATATROVE_PYTHON", ""))
     parser.add_argument("--workers", type=int, nargs="*", default=[1])
+    parser.add_argument("--languages", nargs="*", default=["en", "zh"])
     parser.add_argument("--order", choices=list(ORDERS), default="score-first")
     parser.add_argument("--model", type=Path, help="a perplexity model; without it one is trained on 8 MiB per language, not counted")
     options = parser.parse_args()
@@ -190,39 +195,43 @@ def main() -> None:
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "NUMBA_NUM_THREADS": "1", "POLARS_MAX_THREADS": "1"}
     with tempfile.TemporaryDirectory() as folder:
         work = Path(folder)
-        megabytes = make_input(work, options.shared, options.megabytes)
+        megabytes = make_input(work, options.shared, options.megabytes, options.languages)
         result["megabytes"] = round(megabytes, 1)
         model = options.model or work / "model" / "model"
         if options.model is None:
             subprocess.run([sys.executable, "-c", MODEL, work / "in", work / "model"], check=True, env=environment)
-        warm(work, model, environment, options.order)
+        start_up = warm(work, model, environment, options.order, options.languages)
         for workers in options.workers:
             figures = ours(work, model, workers, options.order, environment)
             result[f"workers_{workers}"] = summary(figures, megabytes)
+        result["start_up_seconds"] = round(start_up, 2)
         runs = [result[f"workers_{workers}"] for workers in options.workers]
         if len(runs) > 1:
             result["speed_up"] = round(runs[0]["wall_seconds"] / runs[-1]["wall_seconds"], 2)
         if options.peer_python:
-            result["datatrove"] = peer(work, options.peer_python, megabytes)
-            if "rate" in result["datatrove"]:
-                result["ratio"] = round(runs[0]["rate"] / result["datatrove"]["rate"], 1)
+            theirs = result["datatrove"] = peer(work, options.peer_python, megabytes, options.languages)
+            if "rate" in theirs:
+                net = megabytes / max(0.01, runs[0]["seconds"] - start_up)
+                result["net_rate"] = round(net, 2)
+                result["ratio"] = round(runs[0]["rate"] / theirs["rate"], 1)
+                result["ratio_net_of_start_up"] = round(net / theirs["net_rate"], 1)
     print(json.dumps(result, ensure_ascii=False, indent=None if options.json else 2))
 
 
-def make_input(work: Path, shared: Path, megabytes: float) -> float:
+def make_input(work: Path, shared: Path, megabytes: float, languages: list[str]) -> float:
     """Write `in/<lang>-<number>.jsonl` and, for the peer, the same files by language; MB of text."""
     total = 0
-    for lang in ("en", "zh"):
+    for lang in languages:
         place = work / "by-language" / lang
         (work / "in").mkdir(parents=True, exist_ok=True)
         place.mkdir(parents=True)
         lines: list[str] = []
         size = number = 0
-        for row in enlarged(shared_documents(shared, lang), megabytes / 2 * 1e6):
+        for row in enlarged(shared_documents(shared, lang), megabytes / len(languages) * 1e6):
             lines.append(json.dumps({"id": row["id"], "text": row["text"]}, ensure_ascii=False) + "\n")
             total += len(row["text"].encode())
             size += len(lines[-1].encode())
-            if size >= min(FILE_BYTES, megabytes / 4 * 1e6):
+            if size >= min(FILE_BYTES, megabytes / len(languages) / 2 * 1e6):
                 write(work / "in" / f"{lang}-{number:02d}.jsonl", place, lines)
                 lines, size, number = [], 0, number + 1
         if lines:
@@ -236,15 +245,19 @@ def write(path: Path, also: Path, lines: list[str]) -> None:
     (also / path.name).hardlink_to(path)
 
 
-def warm(work: Path, model: Path, environment: dict[str, str], order: str) -> None:
-    """Compile whatever is not compiled yet, on a few documents."""
-    (work / "few").mkdir()
-    for lang in ("en", "zh"):
+def warm(work: Path, model: Path, environment: dict[str, str], order: str, languages: list[str]) -> float:
+    """Compile whatever is not compiled yet, on a few documents; the processor seconds of a second time, which are start-up."""
+    for lang in languages:
+        (work / "few-by-language" / lang).mkdir(parents=True)
+        (work / "few").mkdir(exist_ok=True)
         for path in sorted((work / "in").glob(f"{lang}-*.jsonl"))[:1]:
-            lines = path.read_text(encoding="utf-8").splitlines(keepends=True)[:200]
-            (work / "few" / path.name).write_text("".join(lines), encoding="utf-8")
-    subprocess.run([sys.executable, "-c", OURS, work / "few", work / "warm", model, "1", ",".join(ORDERS[order])], check=True,
-                   env=environment, capture_output=True)
+            lines = path.read_text(encoding="utf-8").splitlines(keepends=True)[:20]
+            write(work / "few" / path.name, work / "few-by-language" / lang, lines)
+    for number in (1, 2):
+        done = subprocess.run([sys.executable, "-c", OURS, work / "few", work / f"warm{number}", model, "1", ",".join(ORDERS[order])],
+                              check=True, env=environment, capture_output=True, text=True)
+    figures = json.loads(done.stdout.strip().splitlines()[-1])
+    return float(sum(item["seconds"] for item in figures.values() if isinstance(item, dict)))
 
 
 def ours(work: Path, model: Path, workers: int, order: str, environment: dict[str, str]) -> dict[str, Any]:
@@ -272,25 +285,31 @@ def summary(figures: dict[str, Any], megabytes: float) -> dict[str, Any]:
             "peak_rss_mb": peak, "stages": stages}
 
 
-def peer(work: Path, python: str, megabytes: float) -> dict[str, Any]:
-    """datatrove's chain over the same files: filters, then MinHash over what they left."""
-    taken = {"filters": 0.0, "minhash": 0.0}
+def peer(work: Path, python: str, megabytes: float, languages: list[str]) -> dict[str, Any]:
+    """datatrove's chain over the same files: filters, then MinHash over what they left; and over 20 documents, for its start-up."""
+    taken: dict[str, float] = {}
     kept: dict[str, int] = {}
-    for lang in ("en", "zh"):
-        source = work / "by-language" / lang
-        for name, script in (("filters", PEER_FILTERS), ("minhash", DATATROVE_MINHASH)):
-            place = work / f"peer-{name}-{lang}"
-            place.mkdir()
-            (place / "run.py").write_text(script, encoding="utf-8")
-            spent, fault = cpu_seconds([python, str(place / "run.py"), str(source), str(place), lang])
-            if fault:
-                return {"fault": f"{name} {lang}: {fault}"}
-            taken[name] += spent
-            source = place / "filtered"
-            kept[f"{name} {lang}"] = sum(1 for path in (place / ("filtered" if name == "filters" else "kept")).glob("*.jsonl")
-                                         for _ in path.open(encoding="utf-8"))
-    return {"rate": round(megabytes / sum(taken.values()), 3), "seconds": {name: round(value, 1) for name, value in taken.items()},
-            "documents_kept": kept}
+    for size in ("few-by-language", "by-language"):
+        taken = {f"start-up of {name}": value for name, value in taken.items()}
+        for lang in languages:
+            source = work / size / lang
+            for name, script in (("filters", PEER_FILTERS), ("minhash", DATATROVE_MINHASH)):
+                place = work / f"peer-{size}-{name}-{lang}"
+                place.mkdir()
+                (place / "run.py").write_text(script, encoding="utf-8")
+                spent, fault = cpu_seconds([python, str(place / "run.py"), str(source), str(place), lang])
+                if fault:
+                    return {"fault": f"{name} {lang}: {fault}"}
+                taken[name] = taken.get(name, 0.0) + spent
+                source = place / "filtered"
+                kept[f"{name} {lang}"] = sum(1 for path in (place / ("filtered" if name == "filters" else "kept")).glob("*.jsonl")
+                                             for _ in path.open(encoding="utf-8"))
+                if not kept[f"{name} {lang}"]:
+                    break
+    whole = sum(value for name, value in taken.items() if not name.startswith("start-up"))
+    start_up = sum(taken.values()) - whole
+    return {"rate": round(megabytes / whole, 3), "net_rate": round(megabytes / (whole - start_up), 3),
+            "seconds": {name: round(value, 1) for name, value in taken.items()}, "documents_kept": kept}
 
 
 if __name__ == "__main__":
