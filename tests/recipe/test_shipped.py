@@ -125,6 +125,18 @@ def test_bilingual_small_runs_whole(shared: Path, tmp_path: Path) -> None:
     assert scores["grown"]["zh"]["bits_per_byte"] < scores["grown-random"]["zh"]["bits_per_byte"]
 
 
+def test_clean_crawl_takes_web_archives_to_an_audited_corpus(shared: Path, tmp_path: Path) -> None:
+    sets = [f"input={shared / 'dirty' / 'warc'}"]
+    done = subprocess.run(command("clean-crawl", tmp_path / "run", sets), capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    [unique] = (tmp_path / "run").glob("*-unique")
+    figures = read_json(next((tmp_path / "run").glob("*-raw")) / "stage.json")["figures"]
+    kept = read_json(unique / "corpus.json")["documents"]
+    assert figures["documents"] > 100 and figures["damaged_records"] and 10 < kept < figures["documents"]
+    assert (unique / "index").is_dir() and (tmp_path / "run" / "report.html").is_file()
+    assert subprocess.run(command("clean-crawl", tmp_path / "run", sets), capture_output=True, text=True).returncode == 0
+
+
 def test_every_shipped_recipe_has_a_test() -> None:
     text = "".join(path.read_text(encoding="utf-8") for path in Path(__file__).parent.glob("test_*.py"))
     assert all(f'"{name}"' in text for name in source.shipped())
