@@ -97,10 +97,10 @@ def test_memory_does_not_grow_with_the_model(tmp_path: Path) -> None:
 
 
 def test_memory_of_what_looks_at_data_does_not_grow_with_the_model(tmp_path: Path) -> None:
-    """Calibration, greedy depth, rotation and refit of 3 and of 9 layers: 6 layers more are 300 MB in float32."""
-    small = _run(_source(tmp_path / "small", 3, sane=True), tmp_path / "a", MEASURE)
-    large = _run(_source(tmp_path / "large", 9, sane=True), tmp_path / "b", MEASURE)
-    assert large < small + 100, f"{small} and {large} MB"
+    """Calibration, greedy depth, rotation and refit of 2 and of 6 layers: 4 layers more are 200 MB in float32."""
+    small = _run(_source(tmp_path / "small", 2, sane=True), tmp_path / "a", MEASURE)
+    large = _run(_source(tmp_path / "large", 6, sane=True), tmp_path / "b", MEASURE)
+    assert large < small + 80, f"{small} and {large} MB"
 
 
 def test_a_killed_cut_goes_on_to_the_same_bytes(tmp_path: Path) -> None:
@@ -153,7 +153,7 @@ def test_a_killed_refit_leaves_nothing_and_comes_out_the_same(tmp_path: Path, sh
     begun = time.monotonic()
     assert start(tmp_path / "whole").wait() == 0
     whole = time.monotonic() - begun
-    for share in (0.5, 0.8, 0.95):
+    for share in (0.7, 0.95):
         process = start(tmp_path / "killed")
         time.sleep(share * whole)
         process.send_signal(signal.SIGKILL)
