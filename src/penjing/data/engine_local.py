@@ -11,6 +11,7 @@ work in every stage (interpreter, compiled kernels, tables); `KEEP_SECONDS` afte
 
 from __future__ import annotations
 
+import atexit
 import json
 import os
 import selectors
@@ -64,6 +65,9 @@ def let_go() -> None:
         _spare.clear()
     for worker in workers:
         _end(worker)
+
+
+atexit.register(let_go)
 
 
 def spare_workers() -> list[int]:

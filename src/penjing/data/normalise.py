@@ -106,7 +106,7 @@ def _normalise(table: pa.Table, settings: Settings) -> Normalised:
     result = table.select(SCHEMA.names).set_column(3, "text", new_text)
     result = result.set_column(4, "lang", pa.array([code or None for code in codes], pa.string()))
     result = result.set_column(5, "meta", meta)
-    keep = pa.array([reason is None for reason in reasons])
+    keep = pa.array([reason is None for reason in reasons], pa.bool_())
     kept = result.filter(keep)
     if settings.fence_code and is_code.any():
         kept = _fence(kept)
