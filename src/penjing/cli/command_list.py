@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import importlib.util
 import json
+import re
 import textwrap
 from enum import StrEnum
 from pathlib import Path
@@ -77,7 +78,7 @@ def _input(kind: str) -> str:
 
 
 def _modules(package: str) -> list[tuple[str, str]]:
-    return [(name, _first_line(f"{package}.{name.replace('-', '_')}")) for name in lookup.names(package)]
+    return [(name, _first_sentence(f"{package}.{name.replace('-', '_')}")) for name in lookup.names(package)]
 
 
 def _recipes() -> list[tuple[str, str]]:
@@ -104,13 +105,14 @@ def _importance() -> list[tuple[str, str]]:
     return prune.importance_names()
 
 
-def _first_line(module: str) -> str:
-    """First line of a module's docstring, read from its source so that nothing is imported."""
+def _first_sentence(module: str) -> str:
+    """First sentence of a module's docstring, read from its source so that nothing is imported."""
     spec = importlib.util.find_spec(module)
     if spec is None or spec.origin is None:
         return ""
     text = ast.get_docstring(ast.parse(Path(spec.origin).read_text(encoding="utf-8"))) or ""
-    return text.partition("\n")[0]
+    paragraph = " ".join(text.partition("\n\n")[0].split())
+    return re.split(r"(?<=[.!?])\s", paragraph, maxsplit=1)[0]
 
 
 _ROWS = {
