@@ -183,6 +183,27 @@ def test_ccnet_files_are_read_and_a_document_is_one_line(tmp_path: Path) -> None
         load_language(tmp_path, "zh").score(texts)
 
 
+def test_a_ccnet_model_may_know_a_character_that_its_pieces_do_not(tmp_path: Path) -> None:
+    texts = pa.array(["河水流向大海 云遮住了月亮", "医生在读一封长信", "人们走过古老的桥"] * 20, pa.large_string())
+    vocabulary = train_pieces([texts], tmp_path / "state", size=60)
+    assert vocabulary.streams(pa.array(["鑫"]))[0].tolist().count(0) == 1
+    joined = piece_vocabulary(vocabulary.pieces, joined=True)
+    model = train([joined.streams(texts)[0]], order=2, vocabulary=len(joined.words))
+    write_arpa(tmp_path / "plain" / "zh.arpa", model.orders, joined.words)
+    known = (tmp_path / "plain" / "zh.arpa").read_text(encoding="utf-8")
+    count = int(known.split("ngram 1=")[1].split("\n")[0])
+    known = known.replace(f"ngram 1={count}\n", f"ngram 1={count + 1}\n").replace("\n\\2-grams:", "-1.5\t鑫\t0\n\n\\2-grams:", 1)
+    for folder, text in (("plain", None), ("knows", known)):
+        (tmp_path / folder).mkdir(exist_ok=True)
+        if text is not None:
+            (tmp_path / folder / "zh.arpa").write_text(text, encoding="utf-8")
+        (tmp_path / folder / "zh.sp.model").write_bytes(vocabulary.pieces)
+    document = pa.array(["医生鑫"], pa.large_string())
+    scores = {folder: load_language(tmp_path / folder, "zh").score(document) for folder in ("plain", "knows")}
+    assert scores["plain"].unknown.tolist() == [1] and scores["knows"].unknown.tolist() == [0]
+    assert scores["plain"].events.tolist() == scores["knows"].events.tolist()
+
+
 @pytest.mark.parametrize("crowded", [False, True])
 def test_blocks_of_words_are_scored_as_one_word_after_another(crowded: bool) -> None:
     """Streams longer than a block, with documents of all lengths, against a walk over the spelled n-grams."""

@@ -17,7 +17,7 @@ from penjing.data.perplexity.tiers import FILE, cutoffs, read_cutoffs, tier_of, 
 if TYPE_CHECKING:
     import pyarrow as pa
 
-VERSION = 1
+VERSION = 2
 INPUTS = {"corpus": CORPUS, "model": FILES, "frozen": CORPUS + "?"}
 OUTPUT = CORPUS
 

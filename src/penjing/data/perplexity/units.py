@@ -115,7 +115,12 @@ class PieceVocabulary:
         for text in texts.to_pylist():
             for line in normalise_for_pieces(text or "", lines=not self.joined).split("\n"):
                 if line.strip():
-                    ids = table[np.asarray(processor.encode(line), np.int64)] if line else ends[:0]
+                    encoded = np.asarray(processor.encode(line), np.int64)
+                    unknown = np.flatnonzero(encoded == processor.unk_id())
+                    ids = table[encoded]
+                    if len(unknown):  # a model of piece texts, CCNet's, may know what SentencePiece does not
+                        spelled = processor.encode_as_pieces(line)
+                        ids[unknown] = [number.get(spelled[place], 0) for place in unknown.tolist()]
                     parts += [begins, ids, ends]
                     total += len(ids) + 2
             offsets.append(total)
