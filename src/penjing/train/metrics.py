@@ -65,7 +65,7 @@ def peak_flops(device: torch.device, product: torch.dtype | None) -> tuple[float
     threads = torch.get_num_threads()
     spent = min(_processor_seconds(lambda: torch.mm(a, b)) for _ in range(5))  # not wall time: others may be at work
     flops = 2 * 1024**3 * threads / spent
-    return flops, f"{threads} threads: {flops / 1e9:.0f} GFLOPS, measured on 1024x1024x1024 in {kind}, per processor second"
+    return flops, f"{threads} threads: {flops / 1e9:.0f} GFLOPS measured on 1024x1024x1024 in {kind}, per processor second"
 
 
 def squared_lengths(part: Part) -> float:
