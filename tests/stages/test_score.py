@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
 from penjing.config import generator
 from penjing.contract import VOLATILE, Job
 from penjing.data.document import CorpusWriter, documents, open_corpus
+from penjing.data.perplexity.spread import buckets_needed, keys_of, percentiles, spread_of, together
+from penjing.data.perplexity.tiers import weighted_percentiles
 from penjing.errors import InputError
 from penjing.files import hash_tree, read_json
 from penjing.stages import perplexity_model, score
@@ -134,3 +137,26 @@ def test_a_language_without_text_is_a_fault_only_when_none_is_left(tmp_path: Pat
         perplexity_model.run(perplexity_model.Config(languages=("ja",)), {"corpus": source}, tmp_path, Job())
     with pytest.raises(InputError, match=r"no model\.json here"):
         run(tmp_path, "out", rows(4), source)
+
+
+@pytest.mark.parametrize("settings", [{}, {"basis": "words", "per_source": True},
+                                      {"basis": "bytes", "sources": ("web",), "head": 10, "middle": 95}])
+def test_cut_offs_found_in_parts_are_those_of_one_process(tmp_path: Path, model: Path, monkeypatch: pytest.MonkeyPatch,
+                                                         settings: dict[str, object]) -> None:
+    one, figures = run(tmp_path, "one", rows(), model, **settings)
+    monkeypatch.setattr(score, "IN_ONE_PROCESS", 0)
+    parts, same = run(tmp_path, "parts", rows(), model, **settings)
+    assert same == figures
+    assert hash_tree(parts, ignore=VOLATILE) == hash_tree(one, ignore=VOLATILE)
+
+
+def test_percentiles_of_parts_are_those_of_all_values() -> None:
+    for trial in range(60):
+        rng = generator(trial, "spread")
+        number = int(rng.integers(1, 300))
+        values = rng.integers(0, 5, number).astype(float) if trial % 3 == 0 else np.round(np.exp(rng.normal(5, 1.5, number)), trial % 4)
+        weights = np.ones(number) if trial % 2 else rng.integers(1, 50, number).astype(float)
+        percents = [0.5, 30, 60, *range(101)]
+        whole = together(spread_of(values[part], weights[part]) for part in np.array_split(np.arange(number), trial % 5 + 1))
+        inside = np.isin(keys_of(values), buckets_needed(whole, percents))
+        assert percentiles(whole, percents, values[inside], weights[inside]) == weighted_percentiles(values, weights, percents)

@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 VERSION = 2
+IN_ONE_PROCESS = 4 << 20
+"""Most documents whose perplexities are sorted in one process (16 bytes each); cut-offs of more are found in parts, to the same bits."""
 INPUTS = {"corpus": CORPUS, "model": FILES, "frozen": CORPUS + "?"}
 OUTPUT = CORPUS
 
@@ -64,11 +66,12 @@ def run(config: Config, inputs: Inputs, out: Path, job: Job) -> dict[str, Any]:
         {"name": shard.name, "shard": shard, "to": to, "model": model, "languages": languages}
         for shard, to in zip(corpus.shards, raw, strict=True)
     ]
-    map_shards(score_shard, units, job=job, label="score", state=state)
+    scored = map_shards(score_shard, units, job=job, label="score", state=state)
     if inputs.get("frozen") is not None:
         groups = read_cutoffs(Path(inputs["frozen"]) / FILE)
     else:
-        groups = _cut(config, raw, languages)
+        many = sum(part["documents"] for part in scored) > IN_ONE_PROCESS
+        groups = (_cut_in_parts if many else _cut)(config, raw, languages, job, state)
     write_cutoffs(
         out / FILE,
         groups,
@@ -229,21 +232,100 @@ def _groups(table: pa.Table, languages: list[str], sources: list[str], *, per_so
     return np.asarray(names, dtype=object)
 
 
-def _cut(config: Config, raw: list[Path], languages: list[str]) -> dict[str, Any]:
+def _by_group(path: Path, settings: dict[str, Any]) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    """(perplexities, weights) of the documents of each group of one shard."""
     import pyarrow.parquet as pq
 
+    basis = settings["basis"]
+    table = pq.read_table(path, columns=["lang", "source", "perplexity", *([] if basis == "documents" else [basis])])
+    names = _groups(table, settings["languages"], list(settings["sources"]), per_source=settings["per_source"])
+    values = table.column("perplexity").to_numpy()
+    mass = np.ones(len(table)) if basis == "documents" else table.column(basis).to_numpy().astype(float)
+    return {name: (values[names == name], mass[names == name]) for name in sorted(set(names.tolist()) - {""})}
+
+
+def spread_shard(unit: dict[str, Any]) -> dict[str, Any]:
+    """Count the perplexities of a shard by their first bits, for each group; the counts go to a file."""
+    from penjing.data.perplexity.spread import spread_of
+
+    arrays: dict[str, np.ndarray] = {}
+    documents: dict[str, int] = {}
+    for number, (name, (values, mass)) in enumerate(_by_group(Path(unit["raw"]), unit).items()):
+        finite = np.isfinite(values)
+        spread = spread_of(values[finite], mass[finite])
+        arrays |= {f"{number}.keys": spread.keys, f"{number}.weights": spread.weights, f"{number}.least": spread.least}
+        documents[name] = spread.documents
+    _write_arrays(Path(unit["to"]), arrays)
+    return {"documents": documents}
+
+
+def gather_shard(unit: dict[str, Any]) -> dict[str, Any]:
+    """The perplexities of a shard in the buckets that percentiles lie in, equal ones put together; they go to a file."""
+    from penjing.data.perplexity.spread import keys_of
+
+    wanted = np.load(unit["needed"])
+    arrays: dict[str, np.ndarray] = {}
+    names: list[str] = []
+    for name, (values, mass) in _by_group(Path(unit["raw"]), unit).items():
+        finite = np.isfinite(values)
+        values, mass = values[finite], mass[finite]
+        inside = np.isin(keys_of(values), wanted[str(unit["groups"].index(name))])
+        own, place = np.unique(values[inside], return_inverse=True)
+        arrays |= {f"{len(names)}.values": own, f"{len(names)}.weights": np.bincount(place, mass[inside], len(own)).astype(float)}
+        names.append(name)
+    _write_arrays(Path(unit["to"]), arrays)
+    return {"groups": names}
+
+
+def _write_arrays(path: Path, arrays: dict[str, np.ndarray]) -> None:
+    from penjing.files import atomic_write
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with atomic_write(path) as file:
+        np.savez(file, **arrays)  # type: ignore[arg-type]
+
+
+def _cut_in_parts(config: Config, raw: list[Path], languages: list[str], job: Job, state: Path) -> dict[str, Any]:
+    """The cut-offs of `_cut` without all perplexities in memory: counts, then the values that decide, each shard by a worker."""
+    from penjing.data.perplexity.spread import Spread, buckets_needed, percentiles, together
+    from penjing.data.perplexity.tiers import cutoffs_at, percents_of
+
+    settings = {"languages": languages, "sources": config.sources, "per_source": config.per_source, "basis": config.basis}
+    units: list[dict[str, Any]] = [
+        {"name": path.stem, "raw": path, "to": state / "spread" / f"{path.stem}.npz", **settings} for path in raw]
+    counted = map_shards(spread_shard, units, job=job, label="count perplexities", state=state)
+    spreads: dict[str, Spread] = {}
+    for unit, part in zip(units, counted, strict=True):
+        with np.load(unit["to"]) as arrays:
+            for number, (name, documents) in enumerate(part["documents"].items()):
+                own = Spread(arrays[f"{number}.keys"], arrays[f"{number}.weights"], arrays[f"{number}.least"], documents)
+                spreads[name] = together([spreads[name], own]) if name in spreads else own
+    percents = percents_of(config.head, config.middle, config.low)
+    names = sorted(spreads)
+    needed = state / "needed.npz"
+    _write_arrays(needed, {str(at): buckets_needed(spreads[name], percents) for at, name in enumerate(names)})
+    units = [{"name": path.stem, "raw": path, "to": state / "decide" / f"{path.stem}.npz", "needed": needed, "groups": names, **settings}
+             for path in raw]
+    gathered = map_shards(gather_shard, units, job=job, label="find percentiles", state=state)
+    values: dict[str, list[np.ndarray]] = {name: [] for name in names}
+    weights: dict[str, list[np.ndarray]] = {name: [] for name in names}
+    for unit, part in zip(units, gathered, strict=True):
+        with np.load(unit["to"]) as arrays:
+            for number, name in enumerate(part["groups"]):
+                values[name].append(arrays[f"{number}.values"])
+                weights[name].append(arrays[f"{number}.weights"])
+    return {name: cutoffs_at(percentiles(spreads[name], percents, np.concatenate(values[name]), np.concatenate(weights[name])),
+                             documents=spreads[name].documents, low=config.low) for name in names}
+
+
+def _cut(config: Config, raw: list[Path], languages: list[str], job: Job, state: Path) -> dict[str, Any]:
     values: dict[str, list[np.ndarray]] = {}
     weights: dict[str, list[np.ndarray]] = {}
+    settings = {"languages": languages, "sources": config.sources, "per_source": config.per_source, "basis": config.basis}
     for path in raw:
-        table = pq.read_table(path)
-        names = _groups(table, languages, list(config.sources), per_source=config.per_source)
-        mass = (
-            np.ones(len(table)) if config.basis == "documents" else table.column(config.basis).to_numpy().astype(float)
-        )
-        for name in sorted(set(names.tolist()) - {""}):
-            rows = names == name
-            values.setdefault(name, []).append(table.column("perplexity").to_numpy()[rows])
-            weights.setdefault(name, []).append(mass[rows])
+        for name, (found, mass) in _by_group(path, settings).items():
+            values.setdefault(name, []).append(found)
+            weights.setdefault(name, []).append(mass)
     return {
         name: cutoffs(
             np.concatenate(values[name]),

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from penjing.data.perplexity.spread import ROUNDING
 from penjing.errors import InputError, fault
 from penjing.files import read_json, write_json
 
@@ -25,7 +26,7 @@ def weighted_percentiles(values: np.ndarray, weights: np.ndarray, percents: Sequ
     before = np.concatenate([[0.0], np.cumsum(weights[order], dtype=np.float64)])
     unique, first = np.unique(values[order], return_index=True)
     below = before[first]
-    places = np.searchsorted(below, np.asarray(percents, np.float64) / 100 * before[-1] * (1 - 1e-12), side="left")
+    places = np.searchsorted(below, np.asarray(percents, np.float64) / 100 * before[-1] * (1 - ROUNDING), side="left")
     return [float(unique[p]) if p < len(unique) else math.inf for p in places]
 
 
@@ -33,13 +34,22 @@ def cutoffs(perplexity: np.ndarray, weights: np.ndarray, *, head: float, middle:
     """Cut-offs of one language: `low`, `head`, `middle` (None = no bound) and the table of percentiles 0 to 99."""
     finite = np.isfinite(perplexity)
     values, mass = perplexity[finite], weights[finite]
-    found = weighted_percentiles(values, mass, [low, head, middle, *range(100)])
+    return cutoffs_at(weighted_percentiles(values, mass, percents_of(head, middle, low)), documents=len(values), low=low)
+
+
+def percents_of(head: float, middle: float, low: float) -> list[float]:
+    """The percentiles that cut-offs are made of."""
+    return [low, head, middle, *range(100)]
+
+
+def cutoffs_at(found: Sequence[float], *, documents: int, low: float) -> dict[str, Any]:
+    """Cut-offs from the values at `percents_of`; see `cutoffs`."""
     bounds: list[float | None] = [value if math.isfinite(value) else None for value in found]
     return {
         "low": bounds[0] if low > 0 else None,
         "head": bounds[1],
         "middle": bounds[2],
-        "documents": len(values),
+        "documents": documents,
         "percentiles": bounds[3:],
     }
 
