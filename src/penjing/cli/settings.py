@@ -31,8 +31,7 @@ def settings_of(kind: type[BaseModel], prefix: str = "") -> list[Setting]:
         about = " ".join((field.description or "").split())
         found.append(Setting(name, type_name(field.annotation), required, default, about))
         for inner, many in _nested(field.annotation):
-            if not prefix.startswith(f"{name}"):
-                found += settings_of(inner, f"{name}{'[]' if many else ''}.")
+            found += settings_of(inner, f"{name}{'[]' if many else ''}.")
     return found
 
 

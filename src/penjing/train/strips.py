@@ -1,9 +1,9 @@
 """Attention of one long document on a processor, in strips of queries over the keys that they may see.
 
 The scores of a strip are written out for a few heads at a time, so that they stay in the cache, and the products are torch's own
-matrix products. In 16 bits that takes a half to two thirds of the time of torch's flash kernel, forward and backward together, from
-200 to 4,000 tokens (bench/results/train.md); a strip of a causal document meets no keys behind its end, so little is computed in
-vain. Softmax and the sums of gradients are in fp32.
+matrix products. In 16 bits that takes about half the time of torch's flash kernel, forward and backward together, from 200 to 1,000
+tokens, and six sevenths of it at 4,000 (`bench/train_cpu.py --attention`); a strip of a causal document meets no keys behind its end, so
+little is computed in vain. Softmax and the sums of gradients are in fp32.
 
 Shape suffixes: H heads, Q queries, K keys, D head dimension.
 """

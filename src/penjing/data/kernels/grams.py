@@ -146,6 +146,18 @@ def _grams(data, offsets, lengths, hashes, first, wanted, result, keys, counts, 
 
 
 @njit(cache=True, nogil=True)
+def _weight(count, number, known):
+    """p log p of p = count / number; `known` (64 zeros at first) keeps the small counts, which come again and again."""
+    if count >= 64:
+        share = count / number
+        return share * np.log(share)
+    if known[count] == 0.0:
+        share = count / number
+        known[count] = share * np.log(share)
+    return known[count]
+
+
+@njit(cache=True, nogil=True)
 def _entropy(points, number, tally):
     """Entropy of characters in nats; leaves the counters at zero."""
     for index in range(number):
@@ -155,14 +167,7 @@ def _entropy(points, number, tally):
     for index in range(number):
         count = tally[points[index]]
         if count:
-            if count < 64:
-                if known[count] == 0.0:
-                    share = count / number
-                    known[count] = share * np.log(share)
-                entropy -= known[count]
-            else:
-                share = count / number
-                entropy -= share * np.log(share)
+            entropy -= _weight(count, number, known)
             tally[points[index]] = 0
     return entropy
 
@@ -185,14 +190,7 @@ def _count(values, number, keys, counts):
     for slot in range(size):
         count = counts[slot]
         if count:
-            if count < 64:
-                if known[count] == 0.0:
-                    share = count / number
-                    known[count] = share * np.log(share)
-                entropy -= known[count]
-            else:
-                share = count / number
-                entropy -= share * np.log(share)
+            entropy -= _weight(count, number, known)
     return distinct, entropy
 
 
