@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 
+from penjing.errors import ConfigError
 from penjing.train import attention, strips, tiles
 from penjing.train.attention import attend, cross_isolation, part_columns, part_isolation, self_isolation
 
@@ -203,3 +204,40 @@ def test_compiles_to_one_graph_for_any_layout() -> None:
         *tensors, *(getattr(self_isolation(first, causal=True), name) for name in ("cu_q_N1", "cu_k_N1", "kind_N", "prefix_T")),
         True, 0.3, 0), test_utils=("test_schema", "test_faketensor"))
     assert run(*tensors, first).shape == run(*tensors, second).shape
+
+
+@pytest.mark.parametrize("heads", [(4, 4), (4, 2)])
+@pytest.mark.parametrize("variant", ["causal", "both ways", "window", "prefix", "reversed"])
+def test_passes_of_a_gpu_give_what_a_processor_gives(heads: tuple[int, int], variant: str) -> None:
+    """The same layouts through the operator that a GPU is given, here computed by its processor's kernel."""
+    part = segments(3, 64, 15, seed=1)
+    prefix = None
+    if variant == "prefix":  # the first third of every document, of some everything and of some nothing
+        prefix = np.zeros(part.shape, bool)
+        for row, line in zip(prefix, part, strict=True):
+            for number in range(1, line.max() + 1):
+                place = np.flatnonzero(line == number)
+                row[place[: (0, place.size // 3, place.size)[number % 3]]] = True
+    backwards = np.array([True, False, True]) if variant == "reversed" else None
+    layout = self_isolation(part, causal=variant != "both ways", prefix_BS=prefix, reversed_B=backwards)
+    tensors = leaves((part.size, part.size), heads)
+    window = 7 if variant == "window" else None
+    real = torch.from_numpy(part.reshape(-1) != 0)
+    out = attention._attend_on_gpu(*tensors, layout, 0.3, window)
+    assert_same(out, attend(*tensors, layout, scale=0.3, window=window), tensors, real)
+
+
+def test_passes_for_parts_of_reversed_rows() -> None:
+    part, backwards = segments(2, 64, 15, seed=1), np.array([True, False])
+    for rank in range(2):
+        layout = part_isolation(part, causal=True, rank=rank, ways=2, group=None, reversed_B=backwards)
+        tensors = leaves((64, 2 * sum(layout.spans)), (4, 2))
+        real = torch.from_numpy(part[:, part_columns(64, rank=rank, ways=2)].reshape(-1) != 0)
+        assert_same(attention._attend_on_gpu(*tensors, layout, 0.3, None), attend(*tensors, layout, scale=0.3), tensors, real)
+
+
+def test_passes_do_not_exist_for_scattered_prefixes() -> None:
+    part = segments(1, 64, 15, seed=1)
+    layout = self_isolation(part, causal=True, prefix_BS=np.random.default_rng(5).random(part.shape) < 0.3)
+    with pytest.raises(ConfigError, match="on a processor"):
+        attention._attend_on_gpu(*leaves((64, 64), (4, 2)), layout, 0.3, None)

@@ -2,8 +2,8 @@
 
 Rows are flattened to one line of T tokens and every document is a stretch of it, so work follows the sum of squared document
 lengths, not the squared row length, and no S x S mask exists. On a processor short documents are computed together in tiles
-(tiles.py), longer ones in strips (strips.py) and very long ones by torch's own flash kernel; on a GPU it is torch's variable-length
-flash attention. Models reach it through transformers' attention interface under the name in `IMPLEMENTATION`; the layout travels as
+(tiles.py), longer ones in strips (strips.py) and very long ones by torch's own flash kernel; on a GPU all of them by flash attention
+(varlen.py). Models reach it through transformers' attention interface under the name in `IMPLEMENTATION`; the layout travels as
 the keyword `isolation`.
 
 Shape suffixes: B rows, S positions, T = B*S, H heads, G key/value heads, D head dimension, N stretches.
@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from penjing.errors import ConfigError, fault
-from penjing.train import strips
+from penjing.train import strips, varlen
 from penjing.train.tiles import Long, Plan, Tiles, plan
 
 IMPLEMENTATION = "penjing_isolated"
@@ -42,10 +42,14 @@ class Isolation:
     prefix_T: Tensor
     """bool; True where every query of the same document may see the key, whatever the order. Empty: nowhere."""
     max_q: int
+    """No stretch has more queries; rounded up, so that few values ever occur."""
     max_k: int
     causal: bool
     plain: bool = True
     """False when there are prefixes or documents read backwards."""
+    passes: tuple[varlen.Pass, ...] = ()
+    """Then, how a GPU computes it; empty where it cannot."""
+    back_T: Tensor | None = None
     group: Any = None
     """Processes that hold the other parts of the rows (context parallel): queries are this part's, keys the whole rows'."""
     spans: tuple[int, ...] = ()
@@ -55,7 +59,9 @@ class Isolation:
         """The same layout with its tensors on another device or in other memory."""
         cu_q, kind, prefix = (change(tensor) for tensor in (self.cu_q_N1, self.kind_N, self.prefix_T))
         cu_k = cu_q if self.cu_k_N1 is self.cu_q_N1 else change(self.cu_k_N1)
-        return replace(self, cu_q_N1=cu_q, cu_k_N1=cu_k, kind_N=kind, prefix_T=prefix)
+        return replace(self, cu_q_N1=cu_q, cu_k_N1=cu_k, kind_N=kind, prefix_T=prefix,
+                       passes=tuple(one.each(change) for one in self.passes),
+                       back_T=None if self.back_T is None else change(self.back_T))
 
 
 def self_isolation(segments_BS: np.ndarray, *, causal: bool, prefix_BS: np.ndarray | None = None,
@@ -74,11 +80,11 @@ def self_isolation(segments_BS: np.ndarray, *, causal: bool, prefix_BS: np.ndarr
     kind[: starts.size] = flat[starts] != 0
     if reversed_B is not None:
         kind[: starts.size] *= 1 + reversed_B[starts // length].astype(np.int8)
-    longest = int((ends - starts).max())
+    longest = varlen.bound(int((ends - starts).max()))
     line = torch.from_numpy(cu)
     prefix = np.zeros(0, dtype=bool) if prefix_BS is None or not prefix_BS.any() else prefix_BS.reshape(-1)
-    return Isolation(line, line, torch.from_numpy(kind), torch.from_numpy(prefix), longest, longest, causal,
-                     plain=not prefix.size and (reversed_B is None or not reversed_B.any()))
+    return _with_passes(Isolation(line, line, torch.from_numpy(kind), torch.from_numpy(prefix), longest, longest, causal,
+                                  plain=not prefix.size and (reversed_B is None or not reversed_B.any())))
 
 
 def cross_isolation(decoder_segments_BD: np.ndarray, encoder_segments_BE: np.ndarray) -> Isolation:
@@ -99,7 +105,7 @@ def cross_isolation(decoder_segments_BD: np.ndarray, encoder_segments_BE: np.nda
     kinds = np.zeros(line_q.size - 1, dtype=np.int8)
     kinds[: len(kind)] = kind
     return Isolation(torch.from_numpy(line_q), torch.from_numpy(line_k), torch.from_numpy(kinds),
-                     torch.zeros(0, dtype=torch.bool), max_q, max_k, False)
+                     torch.zeros(0, dtype=torch.bool), varlen.bound(max_q), varlen.bound(max_k), False)
 
 
 def part_columns(length: int, *, rank: int, ways: int) -> np.ndarray:
@@ -148,15 +154,23 @@ def part_isolation(segments_BS: np.ndarray, *, causal: bool, rank: int, ways: in
     line_q, line_k = _padded(np.array(cu_q), rows), _padded(np.array(cu_k), rows)
     kinds = np.zeros(line_q.size - 1, dtype=np.int8)
     kinds[: len(kind)] = kind
-    return Isolation(torch.from_numpy(line_q), torch.from_numpy(line_k), torch.from_numpy(kinds), torch.zeros(0, dtype=torch.bool),
-                     max_q, max_k, causal, plain=2 not in kind, group=group, spans=spans)
+    return _with_passes(Isolation(torch.from_numpy(line_q), torch.from_numpy(line_k), torch.from_numpy(kinds),
+                                  torch.zeros(0, dtype=torch.bool), varlen.bound(max_q), varlen.bound(max_k), causal,
+                                  plain=2 not in kind, group=group, spans=spans))
+
+
+def _with_passes(made: Isolation) -> Isolation:
+    if made.plain:
+        return made
+    found = varlen.passes(made.cu_q_N1.numpy(), made.cu_k_N1.numpy(), made.kind_N.numpy(), made.prefix_T.numpy(), made.causal)
+    return replace(made, passes=found, back_T=varlen.back(found) if found else None)
 
 
 def attend(query_THD: Tensor, key_TGD: Tensor, value_TGD: Tensor, isolation: Isolation, *, scale: float,
            window: int | None = None) -> Tensor:
     """Attention within stretches only. `window`: a query sees at most that many keys up to and including its own."""
     if query_THD.is_cuda:
-        return _attend_cuda(query_THD, key_TGD, value_TGD, isolation, scale, window)
+        return _attend_on_gpu(query_THD, key_TGD, value_TGD, isolation, scale, window)
     span = window if window is not None and window < isolation.max_k else 0
     if not torch.compiler.is_compiling():
         made: Tensor = _Eager.apply(query_THD, key_TGD, value_TGD, isolation, scale, span)
@@ -166,16 +180,33 @@ def attend(query_THD: Tensor, key_TGD: Tensor, value_TGD: Tensor, isolation: Iso
     return out
 
 
-def _attend_cuda(q: Tensor, k: Tensor, v: Tensor, isolation: Isolation, scale: float, window: int | None) -> Tensor:
-    from torch.nn.attention.varlen import varlen_attn
+def _attend_on_gpu(q: Tensor, k: Tensor, v: Tensor, isolation: Isolation, scale: float, window: int | None) -> Tensor:
+    if isolation.plain:
+        span = window if window is not None and window < isolation.max_k else 0
+        return varlen.attend(q, k, v, isolation.cu_q_N1, isolation.cu_k_N1, max_q=isolation.max_q, max_k=isolation.max_k,
+                             causal=isolation.causal, scale=scale, window=span)
+    if isolation.back_T is None or window is not None:
+        raise ConfigError(fault("a GPU reads rows both ways only where what is seen from everywhere begins a document, and without a "
+                                "sliding window", fix="train this objective or this model on a processor"))
+    return varlen.attend_in_passes(q, k, v, isolation.passes, isolation.back_T, scale=scale)
 
-    if not isolation.plain:
-        raise ConfigError(fault("rows that are read both ways or backwards are trained on a processor only so far"))
-    left = -1 if window is None else window - 1
-    out = varlen_attn(q, k, v, isolation.cu_q_N1, isolation.cu_k_N1, isolation.max_q, isolation.max_k, scale=scale,
-                      window_size=(left, 0 if isolation.causal else -1), enable_gqa=q.shape[1] != k.shape[1])
-    assert isinstance(out, Tensor)
-    return out
+
+def on_processor(q: Tensor, k: Tensor, v: Tensor, cu_q: Tensor, cu_k: Tensor, causal: bool, scale: float,
+                 window: int) -> tuple[Tensor, Tensor]:
+    """What varlen's operator is on a processor: all stretches are documents. Output and log-sums of the scores."""
+    out, lse, _ = _run(q, k, v, _all_documents(cu_q, cu_k, causal, window), causal, scale)
+    return out, lse
+
+
+def on_processor_back(grad: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, cu_q: Tensor, cu_k: Tensor,
+                      causal: bool, scale: float, window: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients of `on_processor`."""
+    return _run_back(grad, q, k, v, out, lse, _all_documents(cu_q, cu_k, causal, window), causal, scale, None)
+
+
+def _all_documents(cu_q: Tensor, cu_k: Tensor, causal: bool, window: int) -> Plan:
+    kind = ((cu_q.diff() > 0) & (cu_k.diff() > 0)).to(torch.int8)
+    return plan(cu_q, cu_k, kind, torch.zeros(0, dtype=torch.bool), causal, window)
 
 
 def transformers_attention(module: Any, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None,

@@ -221,11 +221,10 @@ def whole(tensor: torch.Tensor) -> torch.Tensor:
 
 
 def _recomputed(forward: Callable[..., Any], *, selective: bool) -> Callable[..., Any]:
-    import torch.nn.attention.varlen  # registers the operator
     from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
 
     kept = {torch.ops.aten.mm.default, torch.ops.aten.addmm.default, torch.ops.penjing.isolated.default,
-            torch.ops.torch_attn._varlen_attn.default}
+            torch.ops.penjing.varlen.default}
 
     def policy(ctx: Any, op: Any, *args: Any, **kwargs: Any) -> CheckpointPolicy:
         return CheckpointPolicy.MUST_SAVE if op in kept else CheckpointPolicy.PREFER_RECOMPUTE
