@@ -12,6 +12,7 @@ import shutil
 import threading
 import time
 import warnings
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from torch import Tensor
 from torch.distributed.tensor import DTensor
 
 from penjing.errors import InputError, fault
-from penjing.train import state
+from penjing.train import staging, state
 from penjing.train.distributed import World
 
 
@@ -31,13 +32,15 @@ class ShardSaver:
         self.folder, self.keep, self.world = folder, keep, world
         self.stalled_s = self.last_s = 0.0
         self._future: Any = None
+        self._stager: Stager | None = None
         self._sealing: threading.Thread | None = None
         self._broken: BaseException | None = None
 
     def save(self, step: int, tensors: dict[str, Tensor], facts: dict[str, Any], *, wait: bool = False) -> None:
-        """Stage `tensors` now, write in the background."""
+        """Write `tensors` as they are now, in the background; from a GPU they must not change before `settle`."""
         import torch.distributed.checkpoint as dcp
         from torch.distributed.checkpoint import HuggingFaceStorageWriter
+        from torch.distributed.checkpoint.state_dict_saver import AsyncSaveResponse
 
         started = time.perf_counter()
         self.wait()
@@ -47,7 +50,11 @@ class ShardSaver:
             temporary.mkdir(parents=True)
         self.world.barrier()
         writer = HuggingFaceStorageWriter(str(temporary), save_distributed=True)
-        self._future = dcp.async_save(dict(tensors), storage_writer=writer, process_group=self.world.save_group)
+        if self._stager is None and (found := staging.of({name: _local(tensor) for name, tensor in tensors.items()})):
+            self._stager = Stager(found)
+        stager: Any = self._stager
+        saving = dcp.async_save(dict(tensors), storage_writer=writer, process_group=self.world.save_group, async_stager=stager)
+        self._future = saving.upload_completion if isinstance(saving, AsyncSaveResponse) else saving
         if self.world.is_main:  # its future is done when everybody's shards are on the disk
             snapshot = json.loads(json.dumps(facts))  # lists in it grow while training goes on
             self._sealing = threading.Thread(target=self._seal, args=(self._future, step, snapshot), name="penjing-seal")
@@ -56,6 +63,13 @@ class ShardSaver:
             self.wait()
         self.last_s = time.perf_counter() - started
         self.stalled_s += self.last_s
+
+    def settle(self) -> None:
+        """As `state.Saver.settle`; this process alone."""
+        if self._stager is not None:
+            seconds = self._stager.staging.settle()
+            self.last_s += seconds
+            self.stalled_s += seconds
 
     def wait(self) -> None:
         """Until nothing is being written and what was written has its name."""
@@ -82,6 +96,37 @@ class ShardSaver:
             state.give_up(temporary, step, error)
         except Exception as error:  # a bug: raised where training waits for the thread
             self._broken = error
+
+
+class Stager:
+    """Hands torch's distributed checkpoint what `staging` copies beside training, with the tensors' global places.
+
+    Of torch's `AsyncStager` it has what `async_save` asks of one that gives a promise; its import is heavy.
+    """
+
+    def __init__(self, made: staging.Staging) -> None:
+        self.staging = made
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="penjing-stage")
+
+    def stage(self, state_dict: dict[str, Any]) -> Future[dict[str, Any]]:
+        """A promise of copies of `state_dict`; the checkpoint's own thread waits for it."""
+        self.staging.begin({name: _local(tensor) for name, tensor in state_dict.items()})
+        return self._thread.submit(self._fetch, state_dict)
+
+    def _fetch(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+        return {name: _placed(copy, tensors[name]) for name, copy in self.staging.fetch().items()}
+
+
+def _local(tensor: Tensor) -> Tensor:
+    """This process's part."""
+    with torch.no_grad():
+        return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+
+
+def _placed(copy: Tensor, tensor: Tensor) -> Tensor:
+    """`copy` of this process's part, as the part of the whole that it is. It stays in the processor's memory: `DTensor.from_local`
+    would move it back to the mesh's device."""
+    return DTensor(copy, tensor._spec, requires_grad=False) if isinstance(tensor, DTensor) else copy
 
 
 def _result(future: Any) -> None:

@@ -4,6 +4,7 @@
     state/step-00000200/state.json             step, data cursor, tokens, guard, curve, hashes of the files; written last
     state/step-00000200.tmp/                   being written; never read
 
+From a GPU the copies are made beside training, which must call `settle` before it changes weights or moments (staging.py).
 A layout over several processes writes one file of shards each (shards.py) under the same names, so any layout reads any other.
 """
 
@@ -15,6 +16,7 @@ import os
 import re
 import shutil
 import threading
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,6 +28,7 @@ from torch import Tensor
 from penjing import console
 from penjing.errors import InputError, fault
 from penjing.files import hash_file, read_json, write_json
+from penjing.train import staging
 
 VERSION = 1
 TENSORS = "tensors.safetensors"
@@ -121,6 +124,7 @@ class Saver:
         self.keep = keep
         self._write = write
         self._thread: threading.Thread | None = None
+        self._staging: staging.Staging | None = None
         self._broken: BaseException | None = None
         self.stalled_s = 0.0
         """Seconds training has waited for saving."""
@@ -128,12 +132,19 @@ class Saver:
         """Of these, the seconds of the last state."""
 
     def save(self, step: int, tensors: dict[str, Tensor], facts: dict[str, Any], *, wait: bool = False) -> None:
-        """Copy `tensors` now and write them in the background. A full disk is reported and leaves older states alone."""
-        import time
+        """Write `tensors` as they are now, in the background. A full disk is reported and leaves older states alone.
 
+        From a processor they are copied before this returns; from a GPU they must not change before `settle`.
+        """
         started = time.perf_counter()
         self.wait()
-        copies = {name: tensor.to("cpu", copy=True) for name, tensor in tensors.items()}
+        if self._staging is None:
+            self._staging = staging.of(tensors)
+        copies = None
+        if self._staging is None:
+            copies = {name: tensor.to("cpu", copy=True) for name, tensor in tensors.items()}
+        else:
+            self._staging.begin(tensors)
         self._thread = threading.Thread(target=self._commit, args=(step, copies, json.loads(json.dumps(facts))),
                                         name="penjing-save", daemon=False)
         self._thread.start()
@@ -141,6 +152,13 @@ class Saver:
             self.wait()
         self.last_s = time.perf_counter() - started
         self.stalled_s += self.last_s
+
+    def settle(self) -> None:
+        """Call before weights or moments change: what comes next on the GPU waits for the copies. Free when there are none."""
+        if self._staging is not None:
+            seconds = self._staging.settle()
+            self.last_s += seconds
+            self.stalled_s += seconds
 
     def wait(self) -> None:
         """Until nothing is being written. Raises what went wrong beside the disk."""
@@ -151,13 +169,16 @@ class Saver:
             broken, self._broken = self._broken, None
             raise broken
 
-    def _commit(self, step: int, tensors: dict[str, Tensor], facts: dict[str, Any]) -> None:
+    def _commit(self, step: int, copies: dict[str, Tensor] | None, facts: dict[str, Any]) -> None:
         final = self.folder / f"step-{step:08d}"
         temporary = self.folder / f"step-{step:08d}.tmp"
         try:
+            if copies is None and self._staging is not None:
+                copies = self._staging.fetch()  # before anything else can fail: training waits for it in `settle`
+            assert copies is not None
             shutil.rmtree(temporary, ignore_errors=True)
             temporary.mkdir(parents=True)
-            self._write(temporary, tensors)
+            self._write(temporary, copies)
             commit(temporary, final, facts)
             prune(self.folder, self.keep)
         except OSError as error:
