@@ -123,7 +123,7 @@ def price(config: Config, inputs: Inputs) -> Estimate:
     tokens = min(rows, config.batch_rows) * config.sequence_length
     memory = training_memory_bytes(model, tokens_per_step=tokens, sequence_length=config.sequence_length,
                                    recompute=config.recompute != "none")
-    memory -= 8.0 * model.get("vocab_size", 0) * max(0, tokens - config.loss_chunk_tokens)  # logits are made in chunks
+    memory -= 8.0 * model.get("vocab_size", 0) * max(0, tokens - (config.loss_chunk_tokens or 2048))  # logits are made in chunks
     held = 16.0 * parameters  # weights, gradients and two moments in 32 bits
     memory = held / (ways.world / ways.replicate) + (memory - held) / (ways.context * ways.tensor)
     memory = max(memory, 4.0 * parameters)  # every process reads the whole checkpoint before it keeps its share

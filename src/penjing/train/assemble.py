@@ -57,7 +57,10 @@ def assemble(config: TrainConfig, world: World, *, checkpoint: Path, teacher: Pa
     if config.parallel.pipeline > 1:
         models, twins = pipeline.split(whole, world, trained=set(chosen))
     taught = model.load(teacher).to(world.device) if teacher is not None and world.is_last_stage else None
-    if world.device.type == "cpu" and not config.compile:
+    if taught is not None and world.device.type == "cuda":
+        light.lighten_on_gpu(taught, product, whole=True)
+        distributed.speed_up(taught, config.model_copy(update={"recompute": "none"}), world.device)
+    if world.device.type == "cpu" and not config.compiles("cpu"):
         keep_freed_memory()
         for one in (*models.values(), *([taught] if taught is not None else [])):
             light.lighten(one, product=product)
@@ -82,7 +85,9 @@ def _lay_out(models: dict[int, nn.Module], config: TrainConfig, world: World, te
     partial: set[str] = set()
     for number, one in models.items():
         last = number == world.stages - 1
-        objective = model.Objective(one, config, teacher=teacher if last else None, product=product, autocast=not sharded)
+        gpu, alone = world.device.type == "cuda", not sharded and world.parallel.pipeline == world.parallel.tensor == 1
+        objective = model.Objective(one, config, teacher=teacher if last else None, product=product, autocast=not sharded,
+                                    direct=gpu and alone)
         root: nn.Module = objective
         if world.parallel.pipeline > 1:
             root = stages[number] = pipeline.Stage(objective, first=number == 0, last=last, wire=wire)
@@ -91,7 +96,9 @@ def _lay_out(models: dict[int, nn.Module], config: TrainConfig, world: World, te
         partial |= tensor.cut(one, world)
         if not sharded:  # else FSDP moves one layer after another, so that no device ever holds the whole
             one.to(world.device)
-        distributed.speed_up(one, config)
+        if gpu:
+            light.lighten_on_gpu(one, product, whole=alone)
+        distributed.speed_up(one, config, world.device)
         distributed.shard(one, root, world, config, product, placement=place)
     if not stages:
         return root, partial

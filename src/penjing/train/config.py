@@ -114,12 +114,13 @@ class TrainConfig(Config):
     """Multiply the layers' matrices in 8 bits, scaled by row (torchao), on a GPU of compute capability 8.9 or more; with bf16."""
     micro_rows: int | None = Field(None, ge=1)
     """Rows per forward pass; gradients of a batch's parts are added up. Default: as many as hold about 16k tokens."""
-    loss_chunk_tokens: int = Field(2048, ge=1)
-    """Positions whose logits exist at one time."""
+    loss_chunk_tokens: int | None = Field(None, ge=1)
+    """Positions whose logits exist at one time. Default: 2,048 on a processor, on a GPU as many as have about 1 GiB of them."""
     recompute: Literal["none", "selective", "full"] = "none"
     """Activation checkpointing: `full` keeps one tensor per layer, `selective` keeps the results of matrix products."""
-    compile: bool = False
-    """torch.compile each layer: about 20% faster on a processor, more on a GPU, after about a minute of compiling."""
+    compile: bool | Literal["auto"] = "auto"
+    """torch.compile each layer, after about a minute of compiling: about 20% faster on a processor, far more on a GPU. auto: on a
+    GPU."""
     trainable: str = "all"
     """What is trained: `all`; `embeddings` (input and output tables); `new-rows` (of those, only rows from `new_rows_from`
     on); `layers:FIRST-LAST`; `head`; or `re:PATTERN`, a regular expression on the parameter names."""
@@ -159,6 +160,10 @@ class TrainConfig(Config):
     """Ask for deterministic kernels: resuming is then bit-exact. Costs speed on a GPU, nothing on a processor."""
     seed: int = 0
     """Seed of whatever is random in training itself; the data has its own."""
+
+    def compiles(self, device: str) -> bool:
+        """Whether layers are compiled on a device of this type."""
+        return device == "cuda" if self.compile == "auto" else self.compile
 
     @model_validator(mode="after")
     def _consistent(self) -> TrainConfig:

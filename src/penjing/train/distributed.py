@@ -142,6 +142,7 @@ def start(parallel: ParallelConfig, *, wait: timedelta = WAIT) -> World:
     local = int(os.environ.get("LOCAL_RANK", "0"))
     device = torch.device("cuda", local) if gpu else torch.device("cpu")
     if gpu:
+        os.environ.setdefault("PYTORCH_CUDA_ALLOC_CONF", "expandable_segments:True")  # parts of many sizes leave no holes
         torch.cuda.set_device(device)
     if size == 1:
         return World(0, 1, device, parallel)
@@ -173,6 +174,17 @@ def start(parallel: ParallelConfig, *, wait: timedelta = WAIT) -> World:
     return World(rank, size, device, parallel, mesh, save, contexts, ends)
 
 
+def be_deterministic(*, compiled: bool) -> None:
+    """Ask for kernels that give the same bits every time. Before anything is multiplied on a GPU."""
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    torch.utils.deterministic.fill_uninitialized_memory = False  # we read no memory that nothing was written to
+    if compiled:
+        import torch._inductor.config as inductor
+
+        inductor.deterministic = True  # which of two kernels is faster must not decide how sums are rounded
+
+
 def die_with_parent() -> None:
     """Let the kernel kill this process when the one that started it dies: a killed launcher must not leave workers behind."""
     if sys.platform == "linux":
@@ -190,13 +202,24 @@ def layers_of(model: Any) -> list[nn.Module]:
                      for layer in module]
 
 
-def speed_up(model: nn.Module, config: TrainConfig) -> None:
-    """Activation checkpointing, then compile, of every layer."""
-    for layer in layers_of(model):
+def speed_up(model: nn.Module, config: TrainConfig, device: torch.device) -> None:
+    """Activation checkpointing of every layer, then compile of all layers and of the norms outside them."""
+    layers = layers_of(model)
+    compiles = config.compiles(device.type)
+    for layer in layers:
         if config.recompute != "none":
             layer.forward = _recomputed(layer.forward, selective=config.recompute == "selective")
-        if config.compile:
+        if compiles:
             layer.compile()
+    if compiles:
+        import torch._dynamo.config as dynamo
+
+        # Layouts with and without prefixes, training and evaluation: beyond the default of 8, layers would run uncompiled.
+        dynamo.recompile_limit = max(dynamo.recompile_limit, 64)
+        inside = {id(module) for layer in layers for module in layer.modules()}
+        for module in model.modules():
+            if type(module).__name__.lower().endswith("norm") and id(module) not in inside:
+                module.compile()
 
 
 def shard(model: nn.Module, root: nn.Module, world: World, config: TrainConfig, product: torch.dtype | None, *,

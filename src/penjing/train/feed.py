@@ -21,6 +21,7 @@ from torch import Tensor
 from penjing.errors import ConfigError, fault
 from penjing.train import layout
 from penjing.train.attention import Isolation, cross_isolation, part_columns, part_isolation, self_isolation
+from penjing.train.loss import labelled
 
 
 class StreamLike(Protocol):
@@ -59,6 +60,8 @@ class Part:
     weights: Tensor
     isolation: Isolation
     sources_B: Tensor
+    labelled: Tensor
+    """Positions, rows laid end to end, that have a label and a weight."""
     denoisers: Tensor | None = None
     encoder_tokens: Tensor | None = None
     encoder_positions: Tensor | None = None
@@ -111,14 +114,16 @@ def split(batch: Any, rows: slice, place: Place | None = None) -> Part:
         isolation = self_isolation(segments, causal=True, prefix_BS=None if prefix is None else prefix[rows],
                                    reversed_B=None if backwards is None else backwards[rows])
         denoisers = getattr(batch, "denoisers_BS", None)
-        return Part(_long(batch.tokens_BS[rows]), _long(batch.positions_BS[rows]), _long(batch.targets_BS[rows]),
-                    torch.from_numpy(np.ascontiguousarray(batch.weights_BS[rows])), isolation, _long(batch.source_B[rows]),
+        targets, weights = _long(batch.targets_BS[rows]), torch.from_numpy(np.ascontiguousarray(batch.weights_BS[rows]))
+        return Part(_long(batch.tokens_BS[rows]), _long(batch.positions_BS[rows]), targets, weights, isolation,
+                    _long(batch.source_B[rows]), labelled(targets.flatten(), weights.flatten()),
                     None if denoisers is None else _long(denoisers[rows]))
     encoder, decoder = batch.encoder_segments_BE[rows], batch.decoder_segments_BD[rows]
     denoisers = getattr(batch, "denoisers_BD", None)
-    return Part(_long(batch.decoder_tokens_BD[rows]), _long(batch.decoder_positions_BD[rows]), _long(batch.targets_BD[rows]),
-                torch.from_numpy(np.ascontiguousarray(batch.weights_BD[rows])), self_isolation(decoder, causal=True),
-                _long(batch.source_B[rows]), None if denoisers is None else _long(denoisers[rows]),
+    targets, weights = _long(batch.targets_BD[rows]), torch.from_numpy(np.ascontiguousarray(batch.weights_BD[rows]))
+    return Part(_long(batch.decoder_tokens_BD[rows]), _long(batch.decoder_positions_BD[rows]), targets, weights,
+                self_isolation(decoder, causal=True), _long(batch.source_B[rows]), labelled(targets.flatten(), weights.flatten()),
+                None if denoisers is None else _long(denoisers[rows]),
                 _long(batch.encoder_tokens_BE[rows]), _long(batch.encoder_positions_BE[rows]),
                 self_isolation(encoder, causal=False), cross_isolation(decoder, encoder), _long(decoder), _long(encoder))
 
@@ -134,9 +139,10 @@ def _row_part(batch: Any, rows: slice, place: Place) -> Part:
     isolation = part_isolation(batch.segments_BS[rows], causal=True, rank=place.context_rank, ways=place.contexts,
                                group=place.group, reversed_B=None if backwards is None else backwards[rows])
     denoisers = getattr(batch, "denoisers_BS", None)
-    return Part(_long(batch.tokens_BS[rows][:, columns]), _long(batch.positions_BS[rows][:, columns]),
-                _long(batch.targets_BS[rows][:, columns]), torch.from_numpy(batch.weights_BS[rows][:, columns]), isolation,
-                _long(batch.source_B[rows]), None if denoisers is None else _long(denoisers[rows][:, columns]))
+    targets, weights = _long(batch.targets_BS[rows][:, columns]), torch.from_numpy(batch.weights_BS[rows][:, columns])
+    return Part(_long(batch.tokens_BS[rows][:, columns]), _long(batch.positions_BS[rows][:, columns]), targets, weights, isolation,
+                _long(batch.source_B[rows]), labelled(targets.flatten(), weights.flatten()),
+                None if denoisers is None else _long(denoisers[rows][:, columns]))
 
 
 def label_weight(batch: Any) -> float:

@@ -10,6 +10,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from penjing.errors import ConfigError, fault
@@ -48,6 +49,65 @@ def lighten(model: nn.Module, *, product: torch.dtype | None) -> int:
             module.forward = _forward(module, float(eps), product)
             count += 1
     return count
+
+
+def lighten_on_gpu(model: Any, product: torch.dtype | None, *, whole: bool) -> None:
+    """What a GPU has in bf16 that autocast leaves in fp32, and the other way round.
+
+    The hidden states between the layers become bf16, as they are under FSDP's mixed precision (norms go on computing in fp32), and
+    the rotary embeddings' cosines stay fp32, which they are not there. `whole`: this process holds whole tables, and their
+    gradients are summed in their `.grad` row by row, where autograd would make and add a table of zeros for every micro-batch.
+    """
+    from penjing.train.distributed import layers_of
+
+    inside = {id(module) for layer in layers_of(model) for module in layer.modules()}
+    kind = torch.bfloat16 if product == torch.bfloat16 else None
+    for module in model.modules():
+        if id(module) in inside:
+            continue
+        if type(module) is nn.Embedding and whole:
+            module.forward = _rows_forward(module, kind)
+        elif kind is not None and "Rotary" in type(module).__name__ and hasattr(module, "inv_freq"):
+            module.forward = _wide_forward(module.forward)
+
+
+class Rows(torch.autograd.Function):
+    """Rows of a table, in `kind`; their gradients are added to the table's `.grad`."""
+
+    @staticmethod
+    def forward(ctx: Any, table: Tensor, ids: Tensor, padding: int | None, kind: torch.dtype | None) -> Tensor:
+        ctx.save_for_backward(ids)
+        ctx.table, ctx.padding = table, padding
+        return F.embedding(ids, table).to(kind or table.dtype)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[None, None, None, None]:
+        (ids,) = ctx.saved_tensors
+        table = ctx.table
+        if ctx.needs_input_grad[0]:
+            if table.grad is None:
+                table.grad = torch.zeros_like(table)
+            lines = grad.reshape(-1, grad.shape[-1]).to(table.dtype)
+            if ctx.padding is not None:
+                lines = lines.masked_fill((ids == ctx.padding).view(-1, 1), 0.0)
+            table.grad.index_add_(0, ids.flatten(), lines)
+        return None, None, None, None
+
+
+def _rows_forward(module: nn.Embedding, kind: torch.dtype | None) -> Any:
+    def forward(ids: Tensor) -> Tensor:
+        mixed = torch.is_autocast_enabled("cuda") or torch.is_autocast_enabled("cpu")
+        made: Tensor = Rows.apply(module.weight, ids, module.padding_idx, kind if mixed else None)
+        return made
+
+    return forward
+
+
+def _wide_forward(forward: Any) -> Any:
+    def wide(x: Tensor, *args: Any, **kwargs: Any) -> Any:
+        return forward(x.new_empty(0, dtype=torch.float32), *args, **kwargs)  # it only asks for its type and device
+
+    return wide
 
 
 def multiply_in_8_bits(model: Any, device: torch.device) -> int:

@@ -76,7 +76,7 @@ class Run:
             console.configure(quiet=True)
         self.sinks = Sinks(self.job, out, wandb=config.wandb)
         if config.deterministic:
-            torch.use_deterministic_algorithms(True, warn_only=True)
+            distributed.be_deterministic(compiled=config.compiles(self.device.type))
         torch.manual_seed(config.seed)
         made = assemble(config, self.world, checkpoint=checkpoint, teacher=teacher)
         self.made, self.parameters, self.optimizer, self.objective, self.precision = (
@@ -255,13 +255,9 @@ class Run:
         return True
 
     def _gradients(self, batch: Step) -> tuple[metrics.Tally, float, float]:
-        tally = metrics.Tally(len(self.sources))
-        total = 0.0
         weight = max(batch.weight, 1e-9)
         share = self.loss_scale * self.world.copies / weight  # FSDP averages over its processes; we want the sum
-        for part, losses in self._backward(batch.parts, share):
-            total += float(losses.total.detach())
-            tally.add(part, losses.nll_T)
+        found = [(part, losses.total.detach(), losses.nll_T) for part, losses in self._backward(batch.parts, share)]
         if self.made.partial:
             tensor.join(self.made.partial, self.world)
         if self.config.trainable == "new-rows":
@@ -269,6 +265,10 @@ class Run:
         if self.made.twins:
             pipeline.join_twins(self.made.twins, self.world.ends_group)
         norm = float(self.world.join_norms(optim.gradient_norm(self.made.own.values()))) / self.loss_scale
+        total, tally = 0.0, metrics.Tally(len(self.sources))
+        for part, sums, nll_T in found:  # looked at after the last part, so that a GPU is not waited for in between
+            total += float(sums)
+            tally.add(part, nll_T)
         figures = self.world.sum(np.concatenate([[total, float(self.job.stop())], tally.sources.ravel(), tally.denoisers.ravel()]))
         total, self._stop = float(figures[0]), bool(figures[1])
         tally.fill(figures[2:])
@@ -283,9 +283,9 @@ class Run:
             part = made.to(self.device)
             if self.world.copies > 1:  # gradients are reduced once, with the last part
                 self.objective.set_requires_gradient_sync(number == len(parts) - 1)
-            losses = self.objective(part)
+            losses = self.objective(part, share=share)
             (losses.total * share).backward()
-            yield part, losses
+            yield made, losses
 
     def _update(self, lr: float, norm: float) -> None:
         factor = 1.0 / self.loss_scale

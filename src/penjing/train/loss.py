@@ -2,7 +2,8 @@
 
 The last matrix product, the softmax and their gradients are done for a few positions at a time, and the gradients with respect
 to the hidden states and the output table are made in the same pass, so nothing is computed twice and memory does not grow with
-the vocabulary. Softmax and sums are fp32 (fp64 if the model is).
+the vocabulary. Softmax and sums are fp32 (fp64 if the model is). On a GPU what happens to the logits between the products is one
+compiled kernel that leaves their gradient in their place, and the table's gradient is summed in fp32 by the product itself.
 
 Shape suffixes: T positions, H hidden, V vocabulary, C positions of one chunk.
 """
@@ -11,7 +12,9 @@ Shape suffixes: T positions, H hidden, V vocabulary, C positions of one chunk.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import torch
@@ -45,22 +48,37 @@ class Losses:
     """Sum of the divergence from the teacher; detached."""
 
 
+def labelled(targets_T: Tensor, weights_T: Tensor) -> Tensor:
+    """Positions that have a label and a weight."""
+    return torch.nonzero((targets_T != IGNORED) & (weights_T != 0)).squeeze(1)
+
+
+def chunk_for(device: torch.device, vocab: int) -> int:
+    """Positions whose logits exist at one time where the settings do not say: on a GPU as many as have about 1 GiB of them."""
+    return 2048 if device.type == "cpu" else max(512, 1 << (2**29 // vocab).bit_length() - 1)
+
+
 def chunked_loss(hidden_TH: Tensor, table_VH: Tensor, bias_V: Tensor | None, targets_T: Tensor, weights_T: Tensor, *,
                  chunk: int, z_loss: float = 0.0, teacher: Teacher | None = None, product: torch.dtype | None = None,
-                 vocab: int | None = None) -> Losses:
+                 vocab: int | None = None, kept: Tensor | None = None, compiled: bool = False,
+                 into_table: float | None = None) -> Losses:
     """Weighted sums of the losses of T positions.
 
     `product` is the type the matrix products run in (bf16 under mixed precision). `vocab` is the number of real rows of a
-    padded table; the others never receive probability. Positions with target -100 or weight 0 cost nothing.
+    padded table; the others never receive probability. Positions with target -100 or weight 0 cost nothing; `kept` names the
+    others (`labelled`), if the caller knows them. `compiled`: compile what happens between the products.
+    `into_table`: the gradients of this multiple of the total are added to the table's and bias's `.grad` here and now, which spares
+    a large vocabulary three passes over them; the backward pass then has none for them.
     """
-    kept = torch.nonzero((targets_T != IGNORED) & (weights_T != 0)).squeeze(1)
+    kept = labelled(targets_T, weights_T) if kept is None else kept
     everything = kept.numel() == targets_T.numel()
     hidden = hidden_TH if everything else hidden_TH.index_select(0, kept)
     targets, weights = (targets_T, weights_T) if everything else (targets_T[kept], weights_T[kept])
     if teacher is not None and not everything:
         teacher = Teacher(teacher.hidden_TH.index_select(0, kept), teacher.table_VH, teacher.bias_V, teacher.weight,
                           teacher.temperature, teacher.reverse)
-    total, nll, distil = _Chunked.apply(hidden, table_VH, bias_V, targets, weights, chunk, z_loss, teacher, product, vocab)
+    total, nll, distil = _Chunked.apply(hidden, table_VH, bias_V, targets, weights, chunk, z_loss, teacher, product, vocab, compiled,
+                                        into_table)
     nll_T = nll if everything else torch.zeros_like(targets_T, dtype=nll.dtype).index_copy_(0, kept, nll)
     return Losses(total, nll_T, distil)
 
@@ -68,55 +86,53 @@ def chunked_loss(hidden_TH: Tensor, table_VH: Tensor, bias_V: Tensor | None, tar
 class _Chunked(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, hidden: Tensor, table: Tensor, bias: Tensor | None, targets: Tensor, weights: Tensor, chunk: int,
-                z_loss: float, teacher: Teacher | None, product: torch.dtype | None,
-                vocab: int | None) -> tuple[Tensor, Tensor, Tensor]:
+                z_loss: float, teacher: Teacher | None, product: torch.dtype | None, vocab: int | None, compiled: bool,
+                into_table: float | None) -> tuple[Tensor, Tensor, Tensor]:
         kind = torch.float64 if hidden.dtype == torch.float64 else torch.float32
         factor = product or hidden.dtype
         needs = ctx.needs_input_grad
         matrix = table.detach().to(factor)
         grad_hidden = torch.zeros_like(hidden) if needs[0] else None
-        grad_table = torch.zeros(table.shape, dtype=kind, device=table.device) if needs[1] else None
-        grad_bias = torch.zeros(table.shape[0], dtype=kind, device=table.device) if bias is not None and needs[2] else None
+        grad_table = _gradient_of(table, kind, into_table is not None) if needs[1] else None
+        grad_bias = _gradient_of(bias, kind, into_table is not None) if bias is not None and needs[2] else None
         total = torch.zeros((), dtype=kind, device=hidden.device)
         distil = torch.zeros_like(total)
         nll = torch.zeros(hidden.shape[0], dtype=kind, device=hidden.device)
         label_share = 1.0 if teacher is None else 1.0 - teacher.weight
+        in_place = _compiled_pull() if compiled and teacher is None and kind == torch.float32 else None
         for start in range(0, hidden.shape[0], chunk):
             part = slice(start, start + chunk)
             hidden_CH = hidden[part].to(factor)
-            logits_CV = _logits(hidden_CH, matrix, bias, kind, vocab)
+            logits_CV = hidden_CH @ matrix.T
             weights_C, targets_C = weights[part].to(kind), targets[part]
-            chosen_C = logits_CV.gather(1, targets_C[:, None]).squeeze(1)
-            logp_CV = F.log_softmax(logits_CV, 1)  # one fused kernel, where logsumexp would be four
-            nll[part] = -logp_CV.gather(1, targets_C[:, None]).squeeze(1)
-            logsum_C = nll[part] + chosen_C
+            divergence = None
+            if in_place is not None:
+                nll[part], logsum_C = in_place(logits_CV, bias, targets_C, weights_C, label_share, z_loss, vocab)
+                grad_CV = logits_CV
+            else:
+                logits_CV = _wide(logits_CV, bias, kind, vocab)
+                teacher_grad_CV = None
+                if teacher is not None and teacher.weight:
+                    divergence, teacher_grad_CV = _distil(logits_CV, teacher, part, weights_C, factor, kind, vocab)
+                nll[part], logsum_C, grad_CV = _pull(logits_CV, targets_C, weights_C, label_share, z_loss, wanted=any(needs[:3]))
+                if teacher_grad_CV is not None:
+                    grad_CV += teacher_grad_CV
             total += label_share * (nll[part] * weights_C).sum()
             if z_loss:
                 total += z_loss * (logsum_C.square() * weights_C).sum()
-            teacher_grad_CV = None
-            if teacher is not None and teacher.weight:
-                divergence, teacher_grad_CV = _distil(logits_CV, teacher, part, weights_C, factor, kind, vocab)
+            if divergence is not None and teacher is not None:
                 distil += divergence
                 total += teacher.weight * divergence
             if not any(needs[:3]):
                 continue
-            # d(nll)/dlogits = softmax - onehot; the z term adds 2 z lse softmax
-            pull_C = weights_C * (label_share + 2 * z_loss * logsum_C) if z_loss else weights_C * label_share
-            grad_CV = logp_CV.exp_().mul_(pull_C[:, None])
-            grad_CV.scatter_add_(1, targets_C[:, None], (-label_share * weights_C)[:, None])
-            if teacher_grad_CV is not None:
-                grad_CV += teacher_grad_CV
             if grad_bias is not None:
-                grad_bias += grad_CV.sum(0)
+                grad_bias.add_(grad_CV.sum(0, dtype=kind), alpha=into_table or 1.0)
             grad_CV = grad_CV.to(factor)
             if grad_hidden is not None:
                 grad_hidden[part] = grad_CV @ matrix
             if grad_table is not None:
-                if factor == kind:
-                    grad_table.addmm_(grad_CV.T, hidden_CH)
-                else:
-                    grad_table += grad_CV.T @ hidden_CH
-        ctx.grads = (grad_hidden, grad_table, grad_bias)
+                _add_product(grad_table, grad_CV.T, hidden_CH, into_table or 1.0)
+        ctx.grads = (grad_hidden, grad_table, grad_bias) if into_table is None else (grad_hidden, None, None)
         ctx.types = (hidden.dtype, table.dtype, None if bias is None else bias.dtype)
         ctx.mark_non_differentiable(nll, distil)
         return total, nll, distil
@@ -125,11 +141,69 @@ class _Chunked(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor, *_: Any) -> tuple[Tensor | None, ...]:
         out = [None if made is None else made.mul_(grad).to(kind) for made, kind in zip(ctx.grads, ctx.types, strict=True)]
         ctx.grads = (None, None, None)
-        return (*out, None, None, None, None, None, None, None)
+        return (*out, *([None] * 9))
+
+
+def _gradient_of(parameter: Tensor, kind: torch.dtype, own: bool) -> Tensor:
+    """Where its gradient is summed: in the parameter's own `.grad`, or beside it."""
+    if not own:
+        return torch.zeros(parameter.shape, dtype=kind, device=parameter.device)
+    if parameter.grad is None:
+        parameter.grad = torch.zeros_like(parameter)
+    return parameter.grad
+
+
+def _add_product(sum_VH: Tensor, a_VC: Tensor, b_CH: Tensor, factor: float) -> None:
+    if a_VC.dtype == sum_VH.dtype:
+        sum_VH.addmm_(a_VC, b_CH, alpha=factor)
+    elif a_VC.is_cuda:  # 16-bit factors, summed in fp32 and never rounded in between
+        torch.ops.aten.addmm.dtype_out(sum_VH, a_VC, b_CH, sum_VH.dtype, alpha=factor, out=sum_VH)
+    else:
+        sum_VH.add_(a_VC @ b_CH, alpha=factor)
+
+
+def _pull(logits_CV: Tensor, targets_C: Tensor, weights_C: Tensor, label_share: float, z_loss: float, *,
+          wanted: bool) -> tuple[Tensor, Tensor, Tensor]:
+    """Cross-entropy, log-sum and, if wanted, the gradient with respect to the logits."""
+    chosen_C = logits_CV.gather(1, targets_C[:, None]).squeeze(1)
+    logp_CV = F.log_softmax(logits_CV, 1)  # one fused kernel, where logsumexp would be four
+    nll_C = -logp_CV.gather(1, targets_C[:, None]).squeeze(1)
+    logsum_C = nll_C + chosen_C
+    if not wanted:
+        return nll_C, logsum_C, logp_CV
+    # d(nll)/dlogits = softmax - onehot; the z term adds 2 z lse softmax
+    pull_C = weights_C * (label_share + 2 * z_loss * logsum_C) if z_loss else weights_C * label_share
+    grad_CV = logp_CV.exp_().mul_(pull_C[:, None])
+    return nll_C, logsum_C, grad_CV.scatter_add_(1, targets_C[:, None], (-label_share * weights_C)[:, None])
+
+
+def _pull_in_place(logits_CV: Tensor, bias_V: Tensor | None, targets_C: Tensor, weights_C: Tensor, label_share: float, z_loss: float,
+                   vocab: int | None) -> tuple[Tensor, Tensor]:
+    """The same in one kernel when compiled: two readings of the logits and one writing of their gradient over them."""
+    wide_CV = logits_CV.float() if bias_V is None else logits_CV.float() + bias_V.detach().float()
+    place_V = torch.arange(logits_CV.shape[1], device=logits_CV.device)
+    if vocab is not None and vocab < logits_CV.shape[1]:
+        wide_CV = wide_CV.masked_fill(place_V >= vocab, float("-inf"))
+    logsum_C = wide_CV.logsumexp(1)
+    nll_C = logsum_C - wide_CV.gather(1, targets_C[:, None]).squeeze(1)
+    pull_C = weights_C * (label_share + 2 * z_loss * logsum_C)
+    grad_CV = (wide_CV - logsum_C[:, None]).exp() * pull_C[:, None]
+    is_target_CV = place_V[None] == targets_C[:, None]
+    logits_CV.copy_(torch.where(is_target_CV, grad_CV - (label_share * weights_C)[:, None], grad_CV))
+    return nll_C, logsum_C
+
+
+@cache
+def _compiled_pull() -> Callable[..., tuple[Tensor, Tensor]]:
+    return torch.compile(_pull_in_place)
 
 
 def _logits(hidden_CH: Tensor, matrix_VH: Tensor, bias_V: Tensor | None, kind: torch.dtype, vocab: int | None) -> Tensor:
-    logits_CV = (hidden_CH @ matrix_VH.T).to(kind)
+    return _wide(hidden_CH @ matrix_VH.T, bias_V, kind, vocab)
+
+
+def _wide(made_CV: Tensor, bias_V: Tensor | None, kind: torch.dtype, vocab: int | None) -> Tensor:
+    logits_CV = made_CV.to(kind)
     if bias_V is not None:
         logits_CV += bias_V.detach().to(kind)
     if vocab is not None and vocab < logits_CV.shape[1]:

@@ -56,7 +56,8 @@ def _advice(config: TrainConfig, step: int, targets_BS: torch.Tensor) -> str:
     ways = config.parallel
     fixes = [f"micro_rows: {rows // 2}"] if rows > 1 and ways.pipeline == 1 else []
     fixes += ["recompute: full"] if config.recompute != "full" else []
-    fixes += [f"loss_chunk_tokens: {config.loss_chunk_tokens // 4}"] if config.loss_chunk_tokens >= 1024 and rows == 1 else []
+    chunk = config.loss_chunk_tokens or 2048
+    fixes += [f"loss_chunk_tokens: {chunk // 4}"] if chunk >= 1024 and rows == 1 else []
     fixes += [f"parallel.shard: {2 * ways.shard} on twice the processes"]
     fixes += [f"parallel.context: {2 * ways.context} on twice the processes"] if rows == 1 else []
     return fault("out of memory", where=f"step {step}", found=f"{rows} row{'s' if rows > 1 else ''} of {length} tokens in one "

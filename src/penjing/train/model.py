@@ -19,7 +19,7 @@ from penjing.errors import ConfigError, InputError, fault
 from penjing.train import attention, seq2seq
 from penjing.train.config import DistilConfig, TrainConfig
 from penjing.train.feed import Part
-from penjing.train.loss import Losses, Teacher, chunked_loss
+from penjing.train.loss import Losses, Teacher, chunk_for, chunked_loss
 
 PRODUCTS = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -66,10 +66,12 @@ class Objective(nn.Module):
     """The model and, when there is one, its teacher, as one module that gives losses."""
 
     def __init__(self, model: nn.Module, config: TrainConfig, *, teacher: nn.Module | None = None,
-                 product: torch.dtype | None = None, autocast: bool = True) -> None:
+                 product: torch.dtype | None = None, autocast: bool = True, direct: bool = False) -> None:
         super().__init__()
         self.autocast = autocast
         """False where the parameters themselves come in `product`'s type (FSDP's mixed precision)."""
+        self.direct = direct
+        """Whether the output table's gradient may be summed in its `.grad` while the loss is computed (`chunked_loss`)."""
         self.model = model
         self.config = config
         self.product = product
@@ -90,15 +92,17 @@ class Objective(nn.Module):
         with self._autocast(part):
             return last_states(self.model, part, before)
 
-    def forward(self, part: Part, before: tuple[Tensor, ...] | None = None) -> Losses:
-        """Sums of the losses of one part of a batch."""
+    def forward(self, part: Part, before: tuple[Tensor, ...] | None = None, share: float | None = None) -> Losses:
+        """Sums of the losses of one part of a batch. `share`: the caller goes on with `(losses.total * share).backward()`."""
         hidden = self.states(part, before)[-1].flatten(0, 1)
         head = self.model.get_output_embeddings()  # type: ignore[operator]
         scale = _logit_scale(self.model)
         teacher = self._ask_teacher(part)
+        chunk = self.config.loss_chunk_tokens or chunk_for(hidden.device, head.weight.shape[0])
         return chunked_loss(hidden if scale == 1.0 else hidden * scale, head.weight, getattr(head, "bias", None),
-                            part.targets.flatten(), part.weights.flatten(), chunk=self.config.loss_chunk_tokens,
-                            z_loss=self.config.z_loss, teacher=teacher, product=self.product)
+                            part.targets.flatten(), part.weights.flatten(), chunk=chunk, z_loss=self.config.z_loss, teacher=teacher,
+                            product=self.product, kept=part.labelled, compiled=self.config.compiles(hidden.device.type),
+                            into_table=share if self.direct else None)
 
     def _ask_teacher(self, part: Part) -> Teacher | None:
         model = self.teacher
