@@ -1,13 +1,15 @@
-"""One GPU: model FLOPs utilisation, the price of isolation, UL2 on OpenBA's layers, a peer, and memory of the loss. One command:
+"""One GPU: model FLOPs utilisation, the price of isolation, UL2 on OpenBA's layers, peers, and memory of the loss. One command:
 
-    python bench/train_gpu.py --json            [--layers 12] [--rows 4] [--length 4096] [--shape 7b|13b] [--only llama,openba,…]
+    python bench/train_gpu.py --json            [--shape 7b|13b] [--layers 16] [--rows 4] [--length 4096] [--only llama,peer,…]
     python bench/train_gpu.py --tiny --json     a smoke test of every line on a processor
 
-Prints for every setting tokens per second, `mfu` (PaLM's count) and `mfu_strict` (causal halves of each document's square, no
-input embedding), peak memory, and the share of a measured matrix product. `llama`: isolated documents or one document a row,
-activation checkpointing, compile, fp8 where the GPU and torchao can. `peer`: transformers' own forward and loss on the same rows
-(scaled-dot-product attention, positions that restart, bf16 autocast, fused AdamW), plain and compiled: what a Trainer runs. `openba`:
-layers of OpenBA-15B on packed pairs of a UL2 shape. `loss`: peak memory of the chunked against the plain loss at a 250k vocabulary.
+A step is `--parts` forward and backward passes of `--rows` rows each, gradients summed in fp32, the norm clipped, then fused AdamW on
+fp32 weights. Prints for every setting tokens per second, `mfu` (PaLM's count) and `mfu_strict` (causal halves of each document's
+square, no input embedding), peak memory, and the share of a measured matrix product; every line also goes to standard error at once.
+`llama`: isolated documents or one document a row, activation checkpointing, compiled or not, deterministic kernels, fp8 where the GPU
+and torchao can. `peer`: transformers' own forward and loss on the same rows (positions that restart, bf16 autocast, fused AdamW): what
+a Trainer runs, compiled layer by layer, and with Liger's kernels and with FlexAttention where they can be had. `openba`: layers of
+OpenBA-15B on packed pairs of a UL2 shape. `loss`: peak memory of the chunked against the plain loss at a 250k vocabulary.
 As many layers as fit are a fair stand-in for the whole model: every layer costs the same. What does not fit is said and passed over.
 """
 
@@ -16,14 +18,25 @@ from __future__ import annotations
 import argparse
 import gc
 import json
+import os
+import sys
 import time
 from collections.abc import Callable
 from typing import Any
+
+os.environ.setdefault("PYTORCH_CUDA_ALLOC_CONF", "expandable_segments:True")  # as training does
+os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
 
 import numpy as np
 import torch
 
 SHAPES = {"7b": (4096, 11008, 32), "13b": (5120, 13824, 40), "tiny": (64, 128, 4)}
+SETTINGS = {
+    "isolated": {}, "one document a row": {"isolated": False}, "deterministic": {"deterministic": True},
+    "part again": {"recompute": "selective"}, "all again": {"recompute": "full"}, "fp8": {"fp8": True},
+    "not compiled": {"compile": False}, "not compiled, one document a row": {"compile": False, "isolated": False},
+}
+PEERS = ("sdpa", "sdpa, compiled", "liger", "flex_attention, compiled")
 PARTS = ("llama", "peer", "openba", "loss")
 
 
@@ -32,118 +45,155 @@ def main() -> None:
     parser.add_argument("--json", action="store_true")
     parser.add_argument("--tiny", action="store_true")
     parser.add_argument("--shape", choices=SHAPES, default="7b")
-    parser.add_argument("--layers", type=int, default=12)
+    parser.add_argument("--layers", type=int, default=16)
     parser.add_argument("--rows", type=int, default=4)
+    parser.add_argument("--parts", type=int, default=4, help="forward and backward passes per step")
     parser.add_argument("--length", type=int, default=4096)
-    parser.add_argument("--steps", type=int, default=8)
+    parser.add_argument("--steps", type=int, default=4)
     parser.add_argument("--only", default=",".join(PARTS), help="parts to run, of " + ", ".join(PARTS))
+    parser.add_argument("--settings", help="numbers of llama's settings to run: " + ", ".join(
+        f"{number} {name}" for number, name in enumerate(SETTINGS)))
+    parser.add_argument("--peers", help="numbers of peers to run: " + ", ".join(f"{number} {name}" for number, name in enumerate(PEERS)))
+    parser.add_argument("--profile", action="store_true", help="where the time of llama's first setting goes, to standard error")
     given = parser.parse_args()
     if given.tiny:
-        given.shape, given.layers, given.rows, given.length, given.steps = "tiny", 2, 2, 128, 2
+        given.shape, given.layers, given.rows, given.length, given.steps, given.parts = "tiny", 2, 2, 128, 2, 2
     if not given.tiny and not torch.cuda.is_available():
         raise SystemExit("no GPU here; --tiny runs every line on a processor")
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    given.product = product_flops(device, given)
     parts = given.only.split(",")
     report: dict[str, Any] = {"benchmark": "train_gpu", "shape": given.shape, "layers": given.layers, "rows": given.rows,
-                              "length": given.length, "torch": torch.__version__, "product_flops": product_flops(device, given),
+                              "parts": given.parts, "length": given.length, "torch": torch.__version__,
+                              "product_flops": given.product,
                               "device": torch.cuda.get_device_name() if device.type == "cuda" else "processor"}
     if "llama" in parts:
-        report["llama"] = [attempt(setting, lambda setting=setting: llama(given, device, **setting)) for setting in settings(given, device)]
-        speed = {(one["isolated"], one["recompute"], one["compile"], one["fp8"]): one.get("tokens_per_s") for one in report["llama"]}
-        ours, plain = speed.get((True, "none", False, False)), speed.get((False, "none", False, False))
-        report["isolation_costs"] = 1 - ours / plain if ours and plain else None
+        report["llama"] = {name: attempt(name, lambda setting=setting: llama(given, device, **setting))
+                           for name, setting in chosen(SETTINGS, given.settings)}
+        speed = {name: one.get("tokens_per_s") for name, one in report["llama"].items()}
+        if speed.get("isolated") and speed.get("one document a row"):
+            report["isolation_costs"] = 1 - speed["isolated"] / speed["one document a row"]
     if "peer" in parts:
-        report["peer"] = [attempt({"compile": compiled}, lambda compiled=compiled: peer(given, device, compiled=compiled))
-                          for compiled in ((False,) if given.tiny else (False, True))]
-        best = [max((one["tokens_per_s"] for one in report.get(name, []) if one.get("isolated", True) and "tokens_per_s" in one
-                     and not one.get("fp8")), default=None) for name in ("llama", "peer")]
+        report["peer"] = {name: attempt(f"peer: {name}", lambda name=name: peer(given, device, name))
+                          for name, _ in chosen(dict.fromkeys(PEERS, 0), given.peers)}
+        best = [max((one["tokens_per_s"] for name, one in report.get(key, {}).items() if "tokens_per_s" in one and name != "fp8"
+                     and "one document" not in name), default=None) for key in ("llama", "peer")]
         report["times_peer"] = best[0] / best[1] if best[0] and best[1] else None
     if "openba" in parts:
-        report["openba"] = [attempt({"recompute": recompute}, lambda recompute=recompute: openba(given, device, recompute=recompute))
-                            for recompute in ("none", "selective")]
+        report["openba"] = {recompute: attempt(f"openba, recompute {recompute}",
+                                               lambda recompute=recompute: openba(given, device, recompute=recompute))
+                            for recompute in ("none", "selective")}
     if "loss" in parts:
-        report["loss_memory"] = loss_memory(given, device)
+        report["loss_memory"] = attempt("loss", lambda: loss_memory(given, device))
     print(json.dumps(report, indent=None if given.json else 2))
 
 
-def settings(given: argparse.Namespace, device: torch.device) -> list[dict[str, Any]]:
-    """What LLaMA's layers are timed under; everything is compiled but on a smoke test."""
-    compiled = not given.tiny
-    rows = [(True, "none", False, False), (False, "none", False, False), (True, "selective", False, False), (True, "full", False, False),
-            (True, "none", compiled, False), (False, "none", compiled, False), (True, "selective", compiled, False),
-            (True, "full", compiled, False)]
-    if device.type == "cuda" and torch.cuda.get_device_capability(device) >= (8, 9):
-        rows += [(True, "none", True, True), (True, "selective", True, True)]
-    return [dict(zip(("isolated", "recompute", "compile", "fp8"), row, strict=True)) for row in rows]
+def chosen(named: dict[str, Any], numbers: str | None) -> list[tuple[str, Any]]:
+    """All of them, or those whose numbers were given."""
+    every = list(named.items())
+    return every if numbers is None else [every[int(number)] for number in numbers.split(",") if number]
 
 
-def attempt(setting: dict[str, Any], run: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+def attempt(name: str, run: Callable[[], dict[str, Any]]) -> dict[str, Any]:
     """The figures of one setting, or why there are none; memory is free again afterwards."""
+    started = time.perf_counter()
     try:
-        return {**setting, **run()}
-    except (torch.OutOfMemoryError, ImportError) as error:
-        return {**setting, "failed": str(error).splitlines()[0][:200]}
+        made = run()
     except Exception as error:  # one broken setting must not cost the figures of the others
-        return {**setting, "failed": f"{type(error).__name__}: {str(error)[:300]}"}
+        made = {"failed": f"{type(error).__name__}: {str(error)[:300]}"}
     finally:
         torch.compiler.reset()
         gc.collect()
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
             torch.cuda.reset_peak_memory_stats()
+    print(name, json.dumps({"took_s": round(time.perf_counter() - started, 1), **made}), file=sys.stderr, flush=True)
+    return made
 
 
-def llama(given: argparse.Namespace, device: torch.device, *, isolated: bool, recompute: str, compile: bool, fp8: bool) -> dict[str, Any]:
+def llama(given: argparse.Namespace, device: torch.device, *, isolated: bool = True, recompute: str = "none", compile: bool = True,
+          fp8: bool = False, deterministic: bool = False) -> dict[str, Any]:
     """Forward, backward, clip and fused AdamW of our own modules."""
     from transformers import LlamaForCausalLM
 
-    from penjing.train import distributed, light, metrics
+    from penjing.train import metrics
     from penjing.train.config import TrainConfig
     from penjing.train.feed import split
-    from penjing.train.model import Objective, prepare
+    from penjing.train.model import prepare
 
     shape = llama_shape(given)
     with device:
         model = prepare(LlamaForCausalLM(shape)).train()
-    config = TrainConfig(tokens=1, recompute=recompute, compile=compile)
-    if fp8:
-        light.multiply_in_8_bits(model, device)
-    objective = Objective(model, config, product=torch.bfloat16)
-    distributed.speed_up(model, config)
-    part = split(llama_batch(given, shape.vocab_size, isolated=isolated), slice(None))
-    squares, part = metrics.squared_lengths(part), part.to(device)
+    config = TrainConfig(tokens=1, recompute=recompute, compile=compile and not given.tiny, fp8=fp8)
+    objective = made_ready(model, config, device)
+    parts = [split(llama_batch(given, shape.vocab_size, isolated=isolated, seed=seed), slice(None)) for seed in range(given.parts)]
+    squares = sum(metrics.squared_lengths(part) for part in parts)
     cost = metrics.cost_of(shape.to_dict())
     assert cost is not None
-    tokens = part.targets.numel()
-    seconds = timed(given, device, model, lambda: objective(part).total / tokens)
+    tokens = sum(part.targets.numel() for part in parts)
+    on_device = [part.to(device) for part in parts]
+    share = 1.0 / tokens
+    torch.use_deterministic_algorithms(deterministic, warn_only=True)
+    torch.utils.deterministic.fill_uninitialized_memory = False
+    try:
+        seconds = timed(given, device, model, [lambda part=part: objective(part, share=share).total * share for part in on_device])
+    finally:
+        torch.use_deterministic_algorithms(False)
     return figures(given, device, seconds, tokens, cost.usual(tokens, given.length), cost.strict(tokens, squares))
 
 
-def peer(given: argparse.Namespace, device: torch.device, *, compiled: bool) -> dict[str, Any]:
+def made_ready(model: Any, config: Any, device: torch.device) -> Any:
+    """As train.assemble does for one process."""
+    from penjing.train import distributed, light
+    from penjing.train.model import Objective
+
+    if config.fp8:
+        light.multiply_in_8_bits(model, device)
+    gpu = device.type == "cuda"
+    objective = Objective(model, config, product=torch.bfloat16, direct=gpu)
+    if gpu:
+        light.lighten_on_gpu(model, torch.bfloat16, whole=True)
+    distributed.speed_up(model, config, device)
+    return objective
+
+
+def peer(given: argparse.Namespace, device: torch.device, name: str) -> dict[str, Any]:
     """The same rows through transformers' own forward and loss."""
     from transformers import LlamaForCausalLM
 
     from penjing.train import metrics
     from penjing.train.feed import split
 
+    if name == "liger":
+        from liger_kernel.transformers import apply_liger_kernel_to_llama
+
+        if device.type != "cuda":
+            raise ImportError("Liger's kernels need a GPU")
     shape = llama_shape(given)
     shape.use_cache = False
     with device:
         model = LlamaForCausalLM(shape).train()
-    model.set_attn_implementation("sdpa")
-    part = split(llama_batch(given, shape.vocab_size, isolated=True), slice(None))
-    squares, part = metrics.squared_lengths(part), part.to(device)
-    labels = torch.cat([torch.full_like(part.targets[:, :1], -100), part.targets[:, :-1]], 1)  # the model shifts them itself
-    forward: Any = torch.compile(model) if compiled else model
+    if name == "liger":
+        apply_liger_kernel_to_llama(model=model)
+    model.set_attn_implementation("flex_attention" if "flex" in name else "sdpa")
+    parts = [split(llama_batch(given, shape.vocab_size, isolated=True, seed=seed), slice(None)) for seed in range(given.parts)]
+    squares = sum(metrics.squared_lengths(part) for part in parts)
+    on_device = [part.to(device) for part in parts]
+    labels = [torch.cat([torch.full_like(part.targets[:, :1], -100), part.targets[:, :-1]], 1) for part in on_device]  # it shifts them
+    if "compiled" in name and not given.tiny:
+        for layer in model.model.layers:
+            layer.compile()
 
-    def loss() -> Any:
+    def loss(number: int) -> Any:
+        part = on_device[number]
         with torch.autocast(device.type, torch.bfloat16):
-            return forward(input_ids=part.tokens, position_ids=part.positions, labels=labels).loss
+            made = model(input_ids=part.tokens, position_ids=part.positions, labels=labels[number])
+        return made.loss / given.parts
 
     cost = metrics.cost_of(shape.to_dict())
     assert cost is not None
-    tokens = part.targets.numel()
-    seconds = timed(given, device, model, loss)
+    tokens = sum(part.targets.numel() for part in parts)
+    seconds = timed(given, device, model, [lambda number=number: loss(number) for number in range(given.parts)])
     return figures(given, device, seconds, tokens, cost.usual(tokens, given.length), cost.strict(tokens, squares))
 
 
@@ -152,12 +202,11 @@ def openba(given: argparse.Namespace, device: torch.device, *, recompute: str) -
     from penjing.models.cost import flops_per_sample
     from penjing.models.openba import OpenBAConfig, OpenBAForConditionalGeneration
     from penjing.objectives.example import Batch
-    from penjing.train import distributed
     from penjing.train.config import TrainConfig
     from penjing.train.feed import split
-    from penjing.train.model import Objective, prepare
+    from penjing.train.model import prepare
 
-    encoder, decoder, lines = max(1, given.layers // 6), max(1, given.layers // 2), given.rows
+    encoder, decoder, lines = max(1, given.layers // 8), max(1, 3 * given.layers // 8), 2 * given.rows
     wide = {"hidden_size": 4096, "kv_channels": 128, "ffn_hidden_size": 16384, "num_heads": 40, "vocab_size": 250880}
     if given.tiny:
         wide = {"hidden_size": 64, "kv_channels": 16, "ffn_hidden_size": 96, "num_heads": 4, "vocab_size": 512}
@@ -166,9 +215,7 @@ def openba(given: argparse.Namespace, device: torch.device, *, recompute: str) -
                          max_seq_length=length, decoder_max_seq_length=length)
     with device:
         model = prepare(OpenBAForConditionalGeneration(shape)).train()
-    config = TrainConfig(tokens=1, recompute=recompute)
-    objective = Objective(model, config, product=torch.bfloat16)
-    distributed.speed_up(model, config)
+    objective = made_ready(model, TrainConfig(tokens=1, recompute=recompute, compile=not given.tiny), device)
     rng = np.random.default_rng(0)
     nothing = np.zeros(lines, np.int32)
 
@@ -177,39 +224,50 @@ def openba(given: argparse.Namespace, device: torch.device, *, recompute: str) -
         return (rng.integers(0, shape.vocab_size, (lines, width)), np.tile(1 + place * 4 // width, (lines, 1)),
                 np.tile(place % (width // 4), (lines, 1)))
 
-    inputs, outputs = side(length), side(short)
-    batch = Batch(nothing, nothing, targets_BD=np.roll(outputs[0], -1, 1), weights_BD=np.ones((lines, short), np.float32),
-                  encoder_tokens_BE=inputs[0], encoder_segments_BE=inputs[1], encoder_positions_BE=inputs[2],
-                  decoder_tokens_BD=outputs[0], decoder_segments_BD=outputs[1], decoder_positions_BD=outputs[2])
-    part = split(batch, slice(None)).to(device)
-    labels = part.targets.numel()
-    seconds = timed(given, device, model, lambda: objective(part).total / labels)
-    described = shape.to_dict()
-    usual = lines * flops_per_sample(described, encoder_length=length, decoder_length=short)
-    apart = lines * 4 * flops_per_sample(described, encoder_length=length // 4, decoder_length=short // 4)
-    return {"encoder_layers": encoder, "decoder_layers": decoder, "rows": f"{length}:{short}",
-            **figures(given, device, seconds, lines * (length + short), usual, apart)}
+    parts = []
+    for _ in range(given.parts):
+        inputs, outputs = side(length), side(short)
+        parts.append(split(Batch(
+            nothing, nothing, targets_BD=np.roll(outputs[0], -1, 1), weights_BD=np.ones((lines, short), np.float32),
+            encoder_tokens_BE=inputs[0], encoder_segments_BE=inputs[1], encoder_positions_BE=inputs[2],
+            decoder_tokens_BD=outputs[0], decoder_segments_BD=outputs[1], decoder_positions_BD=outputs[2]), slice(None)).to(device))
+    share = 1.0 / sum(part.targets.numel() for part in parts)
+    seconds = timed(given, device, model, [lambda part=part: objective(part, share=share).total * share for part in parts])
+    described, samples = shape.to_dict(), lines * given.parts
+    usual = samples * flops_per_sample(described, encoder_length=length, decoder_length=short)
+    apart = samples * 4 * flops_per_sample(described, encoder_length=length // 4, decoder_length=short // 4)
+    return {"encoder_layers": encoder, "decoder_layers": decoder, "rows": f"{lines} of {length}:{short}",
+            **figures(given, device, seconds, samples * (length + short), usual, apart)}
 
 
-def timed(given: argparse.Namespace, device: torch.device, model: Any, loss: Callable[[], Any]) -> float:
-    """Median seconds of a step: forward, backward, clipping, fused AdamW."""
+def timed(given: argparse.Namespace, device: torch.device, model: Any, losses: list[Callable[[], Any]]) -> float:
+    """Median seconds of a step: forward and backward of every part, clipping, fused AdamW."""
     from penjing.train import optim
     from penjing.train.config import TrainConfig
 
     config = TrainConfig(tokens=1)
     parameters = optim.choose_trainable(model, config)
     optimizer = optim.build_optimizer(parameters, config)
-    marks = []
-    for _ in range(given.steps + 2):
-        loss().backward()
+
+    def step() -> float:
+        for loss in losses:
+            loss().backward()
         norm = float(optim.gradient_norm(parameters.values()))
         optim.scale_gradients(parameters.values(), min(1.0, 1.0 / max(norm, 1e-6)))
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
         if device.type == "cuda":
             torch.cuda.synchronize()
-        marks.append(time.perf_counter())
-    return float(np.median(np.diff(marks[1:])))
+        return time.perf_counter()
+
+    step()
+    marks = [step() for _ in range(given.steps + 1)]
+    if given.profile:
+        given.profile = False
+        with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA, torch.profiler.ProfilerActivity.CPU]) as profile:
+            step()
+        print(profile.key_averages().table(sort_by="self_cuda_time_total", row_limit=28, max_name_column_width=90), file=sys.stderr)
+    return float(np.median(np.diff(marks)))
 
 
 def figures(given: argparse.Namespace, device: torch.device, seconds: float, tokens: int, usual: float, strict: float) -> dict[str, Any]:
@@ -219,7 +277,7 @@ def figures(given: argparse.Namespace, device: torch.device, seconds: float, tok
     peak, source = metrics.peak_flops(device, torch.bfloat16)
     return {"seconds": seconds, "tokens_per_s": tokens / seconds, "mfu": usual / seconds / peak if peak else None,
             "mfu_strict": strict / seconds / peak if peak else None, "tflops": usual / seconds / 1e12, "peak": source,
-            "share_of_product": strict / seconds / product_flops(device, given), "memory_bytes": metrics.memory_bytes(device)}
+            "share_of_product": strict / seconds / given.product, "memory_bytes": metrics.memory_bytes(device)}
 
 
 def llama_shape(given: argparse.Namespace) -> Any:
@@ -232,11 +290,11 @@ def llama_shape(given: argparse.Namespace) -> Any:
                        max_position_embeddings=given.length)
 
 
-def llama_batch(given: argparse.Namespace, vocab: int, *, isolated: bool) -> Any:
+def llama_batch(given: argparse.Namespace, vocab: int, *, isolated: bool, seed: int) -> Any:
     """Rows full of documents of log-normal length (mean about 800 tokens), or of one document."""
     from penjing.objectives.example import Batch
 
-    rng = np.random.default_rng(0)
+    rng = np.random.default_rng(seed)
     shape = (given.rows, given.length)
     segments, positions = np.ones(shape, np.int32), np.tile(np.arange(given.length, dtype=np.int32), (given.rows, 1))
     if isolated:
@@ -255,11 +313,11 @@ def llama_batch(given: argparse.Namespace, vocab: int, *, isolated: bool) -> Any
 def product_flops(device: torch.device, given: argparse.Namespace) -> float:
     """FLOPS of a large bf16 product: the practical ceiling."""
     size = 8192 if not given.tiny else 512
-    a = torch.ones(size, size, dtype=torch.bfloat16, device=device)
+    a, b = (torch.randn(size, size, device=device).bfloat16() for _ in range(2))  # zeros and ones would be multiplied faster
     best = float("inf")
-    for _ in range(5):
+    for _ in range(5 if given.tiny else 30):
         started = time.perf_counter()
-        a @ a
+        a @ b
         if device.type == "cuda":
             torch.cuda.synchronize()
         best = min(best, time.perf_counter() - started)
@@ -270,9 +328,9 @@ def loss_memory(given: argparse.Namespace, device: torch.device) -> dict[str, in
     """Peak bytes above the inputs of the chunked and of the plain loss at 250k ids; None on a processor."""
     import torch.nn.functional as functional
 
-    from penjing.train.loss import chunked_loss
+    from penjing.train.loss import chunk_for, chunked_loss
 
-    positions, hidden, vocab = (4096, 2560, 250240) if not given.tiny else (64, 32, 2500)
+    positions, hidden, vocab = (8192, 2560, 250240) if not given.tiny else (64, 32, 2500)
     found: dict[str, int | None] = {}
     for name in ("chunked", "plain"):
         states = torch.randn(positions, hidden, device=device, requires_grad=True)
@@ -284,7 +342,8 @@ def loss_memory(given: argparse.Namespace, device: torch.device) -> dict[str, in
             before = torch.cuda.memory_allocated()
         if name == "chunked":
             weights = torch.ones(positions, device=device)
-            chunked_loss(states, table, None, targets, weights, chunk=1024, product=torch.bfloat16).total.backward()
+            chunked_loss(states, table, None, targets, weights, chunk=chunk_for(device, vocab), product=torch.bfloat16,
+                         compiled=not given.tiny, into_table=1.0).total.backward()
         else:
             functional.cross_entropy((states.bfloat16() @ table.bfloat16().T).float(), targets, reduction="sum").backward()
         found[name] = int(torch.cuda.max_memory_allocated() - before) if device.type == "cuda" else None

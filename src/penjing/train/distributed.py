@@ -178,7 +178,7 @@ def be_deterministic(*, compiled: bool) -> None:
     """Ask for kernels that give the same bits every time. Before anything is multiplied on a GPU."""
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     torch.use_deterministic_algorithms(True, warn_only=True)
-    torch.utils.deterministic.fill_uninitialized_memory = False  # we read no memory that nothing was written to
+    setattr(torch.utils.deterministic, "fill_uninitialized_memory", False)  # noqa: B010  a property of a module made of one
     if compiled:
         import torch._inductor.config as inductor
 
