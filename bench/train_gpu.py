@@ -136,7 +136,7 @@ def llama(given: argparse.Namespace, device: torch.device, *, isolated: bool = T
     torch.use_deterministic_algorithms(deterministic, warn_only=True)
     torch.utils.deterministic.fill_uninitialized_memory = False
     try:
-        seconds = timed(given, device, model, [lambda part=part: objective(part, share=share).total * share for part in on_device])
+        seconds = timed(given, device, objective, [lambda part=part: objective(part, share=share).total * share for part in on_device])
     finally:
         torch.use_deterministic_algorithms(False)
     return figures(given, device, seconds, tokens, cost.usual(tokens, given.length), cost.strict(tokens, squares))
@@ -150,9 +150,10 @@ def made_ready(model: Any, config: Any, device: torch.device) -> Any:
     if config.fp8:
         light.multiply_in_8_bits(model, device)
     gpu = device.type == "cuda"
-    objective = Objective(model, config, product=torch.bfloat16, direct=gpu)
+    objective = Objective(model, config, product=torch.bfloat16)
     if gpu:
         light.lighten_on_gpu(model, torch.bfloat16, whole=True)
+        objective.keep_sums()
     distributed.speed_up(model, config, device)
     return objective
 
@@ -232,7 +233,7 @@ def openba(given: argparse.Namespace, device: torch.device, *, recompute: str) -
             encoder_tokens_BE=inputs[0], encoder_segments_BE=inputs[1], encoder_positions_BE=inputs[2],
             decoder_tokens_BD=outputs[0], decoder_segments_BD=outputs[1], decoder_positions_BD=outputs[2]), slice(None)).to(device))
     share = 1.0 / sum(part.targets.numel() for part in parts)
-    seconds = timed(given, device, model, [lambda part=part: objective(part, share=share).total * share for part in parts])
+    seconds = timed(given, device, objective, [lambda part=part: objective(part, share=share).total * share for part in parts])
     described, samples = shape.to_dict(), lines * given.parts
     usual = samples * flops_per_sample(described, encoder_length=length, decoder_length=short)
     apart = samples * 4 * flops_per_sample(described, encoder_length=length // 4, decoder_length=short // 4)
@@ -246,8 +247,10 @@ def timed(given: argparse.Namespace, device: torch.device, model: Any, losses: l
     from penjing.train.config import TrainConfig
 
     config = TrainConfig(tokens=1)
-    parameters = optim.choose_trainable(model, config)
+    parameters = optim.choose_trainable(getattr(model, "model", model) if hasattr(model, "copies") else model, config)
     optimizer = optim.build_optimizer(parameters, config)
+    if getattr(model, "copies", None) is not None:
+        model.copies.follow(optimizer)
 
     def step() -> float:
         for loss in losses:

@@ -212,11 +212,15 @@ def content(out: Path) -> dict[str, bytes]:
 
 @pytest.mark.parametrize("compiled", [False, True])
 def test_stopped_and_resumed_run_is_bitwise_equal(compiled: bool, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
-    """A model large enough that kernels split their sums, in bf16 with deterministic kernels."""
-    tokens = make_tokens(tmp_path_factory.mktemp("tokens"), documents=2000)
-    checkpoint = make_checkpoint(tmp_path_factory.mktemp("wide"), layers=3, hidden_size=512, intermediate_size=1024)
-    stream = build_stream(StreamConfig(sequence_length=256, batch_rows=16, packing="best-fit"), tokens)
-    more = {"precision": "bf16", "compile": compiled, "tokens": 40_000, "micro_rows": 8}
+    """A model and documents large enough that kernels split their sums, in bf16 with deterministic kernels."""
+    tokens = tmp_path_factory.mktemp("tokens")
+    rng = np.random.default_rng(3)
+    texts = [np.append(3 + (int(rng.integers(90)) + np.arange(int(rng.integers(300, 1000)))) % 90, 2) for _ in range(100)]
+    write_tokens(tokens, {"en": [(text,) for text in texts]}, vocab_size=97, eos_id=2)
+    checkpoint = make_checkpoint(tmp_path_factory.mktemp("wide"), layers=3, hidden_size=512, intermediate_size=1024,
+                                 max_position_embeddings=1024)
+    stream = build_stream(StreamConfig(sequence_length=1024, batch_rows=4, packing="best-fit"), tokens)
+    more = {"precision": "bf16", "compile": compiled, "tokens": 40_000, "micro_rows": 2}
     run(tmp_path / "whole", checkpoint, stream, **more)
     calls = iter(range(1, 1000))
     for _ in range(2):

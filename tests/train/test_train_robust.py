@@ -166,6 +166,8 @@ def test_a_disk_that_is_really_full_keeps_the_last_good_state(tmp_path: Path, ti
     def stop() -> bool:
         nonlocal calls
         calls += 1
+        while calls == 4 and not (tmp_path / "state" / "step-00000003" / "state.json").is_file():
+            time.sleep(0.01)  # written beside training
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft if calls < 4 else 50_000, hard))
         return calls >= 8
 

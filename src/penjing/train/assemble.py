@@ -67,12 +67,15 @@ def assemble(config: TrainConfig, world: World, *, checkpoint: Path, teacher: Pa
     objective, partial = _lay_out(models, config, world, taught, product)
     named = {name: parameter for one in models.values() for name, parameter in one.named_parameters()}
     parameters = {name: named[name] for name in chosen if name in named}
+    optimizer = optim.build_optimizer(parameters, config)
+    if isinstance(objective, model.Objective) and objective.copies is not None:
+        objective.copies.follow(optimizer)
     return Assembled(
         models, objective, parameters, precision=precision, shape=shape, total=total, trained=trained,
         own={name: parameter for name, parameter in parameters.items() if name not in twins or world.pipeline_rank == 0},
         twins={name: parameter for name, parameter in parameters.items() if name in twins},
         partial={name: parameter for name, parameter in parameters.items() if name in partial},
-        optimizer=optim.build_optimizer(parameters, config))
+        optimizer=optimizer)
 
 
 def _lay_out(models: dict[int, nn.Module], config: TrainConfig, world: World, teacher: nn.Module | None,
@@ -86,8 +89,7 @@ def _lay_out(models: dict[int, nn.Module], config: TrainConfig, world: World, te
     for number, one in models.items():
         last = number == world.stages - 1
         gpu, alone = world.device.type == "cuda", not sharded and world.parallel.pipeline == world.parallel.tensor == 1
-        objective = model.Objective(one, config, teacher=teacher if last else None, product=product, autocast=not sharded,
-                                    direct=gpu and alone)
+        objective = model.Objective(one, config, teacher=teacher if last else None, product=product, autocast=not sharded)
         root: nn.Module = objective
         if world.parallel.pipeline > 1:
             root = stages[number] = pipeline.Stage(objective, first=number == 0, last=last, wire=wire)
@@ -98,6 +100,8 @@ def _lay_out(models: dict[int, nn.Module], config: TrainConfig, world: World, te
             one.to(world.device)
         if gpu:
             light.lighten_on_gpu(one, product, whole=alone)
+        if gpu and alone:
+            objective.keep_sums()
         distributed.speed_up(one, config, world.device)
         distributed.shard(one, root, world, config, product, placement=place)
     if not stages:

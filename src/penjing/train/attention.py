@@ -432,6 +432,6 @@ def _sum_type(q: Tensor) -> torch.dtype:
 
 
 def _padded(cu: np.ndarray, rows: int) -> np.ndarray:
-    """`cu` as int32, made as long as the next multiple of 64 above the rows, so that few lengths ever occur."""
-    size = -(-max(cu.size, rows + 1) // 64) * 64 + 1
+    """`cu` as int32, made as long as the next multiple of 8 above the rows, so that few lengths ever occur: empty stretches cost."""
+    size = -(-max(cu.size, rows + 1) // 8) * 8 + 1
     return np.concatenate([cu, np.full(size - cu.size, cu[-1])]).astype(np.int32)

@@ -294,6 +294,7 @@ class Run:
         if factor != 1.0:
             optim.scale_gradients(self.parameters.values(), factor)
         optim.set_learning_rate(self.optimizer, lr)
+        self.saver.settle()  # what is copied beside training must not change before it is copied
         self.optimizer.step()
         self.updates += 1
         if self.precision == "fp16" and self.config.loss_scale > 1:
@@ -402,6 +403,7 @@ class Run:
                 "shares": self.shares}
 
     def _load(self, found: state.Saved) -> None:
+        self.saver.settle()
         tensors = state.tensors_of(self.parameters, self.optimizer)
         if self.world.size == 1 and (found.path / state.TENSORS).is_file():
             state.read_whole(found.path, tensors)

@@ -21,6 +21,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from penjing.train.matrices import add_product
+
 IGNORED = -100
 
 
@@ -131,7 +133,7 @@ class _Chunked(torch.autograd.Function):
             if grad_hidden is not None:
                 grad_hidden[part] = grad_CV @ matrix
             if grad_table is not None:
-                _add_product(grad_table, grad_CV.T, hidden_CH, into_table or 1.0)
+                add_product(grad_table, grad_CV.T, hidden_CH, into_table or 1.0)
         ctx.grads = (grad_hidden, grad_table, grad_bias) if into_table is None else (grad_hidden, None, None)
         ctx.types = (hidden.dtype, table.dtype, None if bias is None else bias.dtype)
         ctx.mark_non_differentiable(nll, distil)
@@ -151,15 +153,6 @@ def _gradient_of(parameter: Tensor, kind: torch.dtype, own: bool) -> Tensor:
     if parameter.grad is None:
         parameter.grad = torch.zeros_like(parameter)
     return parameter.grad
-
-
-def _add_product(sum_VH: Tensor, a_VC: Tensor, b_CH: Tensor, factor: float) -> None:
-    if a_VC.dtype == sum_VH.dtype:
-        sum_VH.addmm_(a_VC, b_CH, alpha=factor)
-    elif a_VC.is_cuda:  # 16-bit factors, summed in fp32 and never rounded in between
-        torch.ops.aten.addmm.dtype_out(sum_VH, a_VC, b_CH, sum_VH.dtype, alpha=factor, out=sum_VH)
-    else:
-        sum_VH.add_(a_VC @ b_CH, alpha=factor)
 
 
 def _pull(logits_CV: Tensor, targets_C: Tensor, weights_C: Tensor, label_share: float, z_loss: float, *,

@@ -20,6 +20,7 @@ from penjing.train import attention, seq2seq
 from penjing.train.config import DistilConfig, TrainConfig
 from penjing.train.feed import Part
 from penjing.train.loss import Losses, Teacher, chunk_for, chunked_loss
+from penjing.train.matrices import Copies
 
 PRODUCTS = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -66,12 +67,14 @@ class Objective(nn.Module):
     """The model and, when there is one, its teacher, as one module that gives losses."""
 
     def __init__(self, model: nn.Module, config: TrainConfig, *, teacher: nn.Module | None = None,
-                 product: torch.dtype | None = None, autocast: bool = True, direct: bool = False) -> None:
+                 product: torch.dtype | None = None, autocast: bool = True) -> None:
         super().__init__()
         self.autocast = autocast
         """False where the parameters themselves come in `product`'s type (FSDP's mixed precision)."""
-        self.direct = direct
-        """Whether the output table's gradient may be summed in its `.grad` while the loss is computed (`chunked_loss`)."""
+        self.direct = False
+        """Whether the output table's gradient is summed in its `.grad` while the loss is computed (`chunked_loss`)."""
+        self.copies: Copies | None = None
+        """The layers' matrices in 16 bits, where there are any."""
         self.model = model
         self.config = config
         self.product = product
@@ -81,6 +84,14 @@ class Objective(nn.Module):
         if teacher is not None:
             check_teacher(model, teacher)
             teacher.requires_grad_(False).eval()
+
+    def keep_sums(self) -> None:
+        """Where this process holds whole weights: let products add to the weights' gradients where these are kept."""
+        from penjing.train.distributed import layers_of
+
+        self.direct = True
+        if self.product == torch.bfloat16 and not self.config.fp8:
+            self.copies = Copies(layers_of(self.model), self.product)
 
     @property
     def teacher(self) -> nn.Module | None:
@@ -94,6 +105,8 @@ class Objective(nn.Module):
 
     def forward(self, part: Part, before: tuple[Tensor, ...] | None = None, share: float | None = None) -> Losses:
         """Sums of the losses of one part of a batch. `share`: the caller goes on with `(losses.total * share).backward()`."""
+        if self.copies is not None:
+            self.copies.ready(learning=torch.is_grad_enabled())
         hidden = self.states(part, before)[-1].flatten(0, 1)
         head = self.model.get_output_embeddings()  # type: ignore[operator]
         scale = _logit_scale(self.model)

@@ -9,6 +9,7 @@ Shape suffixes: B rows, S queries, T keys, D hidden, H heads, C channels.
 
 from __future__ import annotations
 
+import contextlib
 import copy
 from typing import Any
 
@@ -67,13 +68,22 @@ def masked_hidden(model: Any, part: Part) -> Tensor:
     kind = model.get_input_embeddings().weight.dtype
     own, other = part.segments, part.encoder_segments
     below = torch.ones(own.shape[1], own.shape[1], dtype=torch.bool, device=own.device).tril()
-    encoded = model.get_encoder()(input_ids=part.encoder_tokens, attention_mask=_additive(other, other, kind))[0]
-    hidden: Tensor = model.get_decoder()(
-        input_ids=part.tokens, attention_mask=_additive(own, own, kind, order=below), encoder_hidden_states=encoded,
-        encoder_attention_mask=_additive(own, other, kind), use_cache=False)[0]
+    with _repeatable(own.device):
+        encoded = model.get_encoder()(input_ids=part.encoder_tokens, attention_mask=_additive(other, other, kind))[0]
+        hidden: Tensor = model.get_decoder()(
+            input_ids=part.tokens, attention_mask=_additive(own, own, kind, order=below), encoder_hidden_states=encoded,
+            encoder_attention_mask=_additive(own, other, kind), use_cache=False)[0]
     if getattr(model.config, "tie_word_embeddings", False) and getattr(model.config, "scale_decoder_outputs", True):
         hidden = hidden * model.config.d_model**-0.5
     return hidden
+
+
+def _repeatable(device: torch.device) -> Any:
+    """On a GPU from which the same bits are wanted every time: attention by plain products, the only way that gives them."""
+    from torch.nn.attention import SDPBackend, sdpa_kernel
+
+    wanted = device.type == "cuda" and torch.are_deterministic_algorithms_enabled()
+    return sdpa_kernel(SDPBackend.MATH) if wanted else contextlib.nullcontext()
 
 
 def _additive(queries_BS: Tensor, keys_BT: Tensor, kind: torch.dtype, *, order: Tensor | None = None) -> Tensor:

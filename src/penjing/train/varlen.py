@@ -9,7 +9,8 @@ Shape suffixes: T queries, S keys, H heads, G key/value heads, D head dimension,
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -125,7 +126,7 @@ def _(q: Tensor, k: Tensor, v: Tensor, cu_q: Tensor, cu_k: Tensor, max_q: int, m
     if not q.is_cuda:
         shape, kind = (q.shape[0], q.shape[1]), torch.float64 if q.dtype == torch.float64 else torch.float32
     elif q.element_size() > 2:
-        shape = (cu_q.shape[0] - 1, q.shape[1], max_q)
+        shape = (cu_q.shape[0] - 1, q.shape[1], -(-torch.sym_min(max_q, q.shape[0]) // 32) * 32)
     return v.new_empty(q.shape), q.new_empty(shape, dtype=kind)
 
 
@@ -141,8 +142,10 @@ def _varlen_backward(grad: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor,
     dim = q.shape[-1]
     grad, q, k, v, out = (_padded(x) for x in (grad, q, k, v, out))
     nothing = torch.zeros(2, dtype=torch.uint64, device=q.device)  # the state of a dropout that does not happen
-    grads = torch.ops.aten._flash_attention_backward(grad, q, k, v, out, lse, cu_q, cu_k, max_q, max_k, 0.0, causal and not window,
-                                                     nothing, torch.empty(0, device=q.device), scale=scale, **_window(window, causal))
+    with _strictly_deterministic():
+        grads = torch.ops.aten._flash_attention_backward(
+            grad, q, k, v, out, lse, cu_q, cu_k, max_q, max_k, 0.0, causal and not window, nothing, torch.empty(0, device=q.device),
+            scale=scale, **_window(window, causal))
     dq, dk, dv = (made[..., :dim].contiguous() for made in grads)
     return dq, dk, dv
 
@@ -169,8 +172,9 @@ def _efficient(q: Tensor, k: Tensor, v: Tensor, cu_q: Tensor, cu_k: Tensor, max_
                window: int) -> tuple[Tensor, Tensor]:
     repeats = q.shape[1] // k.shape[1]
     q, k, v = q.float(), k.float().repeat_interleave(repeats, 1), v.float().repeat_interleave(repeats, 1)
-    made = torch.ops.aten._efficient_attention_forward(q[None], k[None], v[None], None, cu_q, cu_k, max_q, max_k, 0.0,
-                                                       2 if causal else 0, True, scale=scale, window_size=window or None)
+    made = torch.ops.aten._efficient_attention_forward(
+        q[None], k[None], v[None], None, cu_q, cu_k, min(max_q, q.shape[0]), min(max_k, k.shape[0]), 0.0, 2 if causal else 0, True,
+        scale=scale, window_size=window or None)
     return made[0][0], made[1]
 
 
@@ -179,11 +183,25 @@ def _efficient_back(grad: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, 
     groups = k.shape[1]
     wide_k, wide_v = (x.repeat_interleave(q.shape[1] // groups, 1) for x in (k, v))
     nothing = torch.zeros((), dtype=torch.int64, device=q.device)
-    dq, dk, dv, _ = torch.ops.aten._efficient_attention_backward(
-        grad[None], q[None], wide_k[None], wide_v[None], None, out[None], cu_q, cu_k, max_q, max_k, lse, 0.0, nothing, nothing,
-        2 if causal else 0, False, scale=scale, window_size=window or None,
-        num_splits_key=1 if torch.are_deterministic_algorithms_enabled() else None)
+    with _strictly_deterministic():
+        dq, dk, dv, _ = torch.ops.aten._efficient_attention_backward(
+            grad[None], q[None], wide_k[None], wide_v[None], None, out[None], cu_q, cu_k, min(max_q, q.shape[0]), min(max_k, k.shape[0]),
+            lse, 0.0, nothing, nothing, 2 if causal else 0, False, scale=scale, window_size=window or None)
     return dq[0], dk[0].unflatten(1, (groups, -1)).sum(2), dv[0].unflatten(1, (groups, -1)).sum(2)
+
+
+@contextmanager
+def _strictly_deterministic() -> Iterator[None]:
+    """Where deterministic kernels are asked for with warnings only, these ones would merely warn."""
+    warns = torch.is_deterministic_algorithms_warn_only_enabled()
+    if not torch.are_deterministic_algorithms_enabled() or not warns:
+        yield
+        return
+    torch.use_deterministic_algorithms(True)
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(True, warn_only=True)
 
 
 def _window(window: int, causal: bool) -> dict[str, int]:
