@@ -87,11 +87,16 @@ def test_attention_equals_its_definition(variant: str, kind: torch.dtype, heads:
         assert float((a.detach().double() - b.detach()).norm() / b.detach().norm()) < limit
 
 
-def test_cross_attention_equals_its_definition() -> None:
+@pytest.mark.parametrize("kind", [torch.bfloat16, torch.float32])
+def test_cross_attention_equals_its_definition(kind: torch.dtype) -> None:
+    """Some documents have no input, some no output, and rows are full on one side only."""
     decoder, encoder = segments(3, 400, 90, seed=2), segments(3, 700, 140, seed=3)
+    encoder[0][encoder[0] == 0] = encoder[0].max()
+    decoder[1][decoder[1] == 0] = decoder[1].max()
+    torch.full((1 << 24,), float("nan"), device=GPU)  # what kernels do not write is not a number
     layout = cross_isolation(decoder, encoder)
     torch.manual_seed(0)
-    given = [torch.randn(part.size, 4, 64, device=GPU, dtype=torch.bfloat16) for part in (decoder, encoder, encoder)]
+    given = [torch.randn(part.size, 4, 64, device=GPU, dtype=kind) for part in (decoder, encoder, encoder)]
     ours, exact = [one.clone().requires_grad_() for one in given], [one.double().requires_grad_() for one in given]
     places = [torch.from_numpy(part.reshape(-1).astype(np.int64) + np.repeat(np.arange(3) * 1000, part.shape[1])).to(GPU)
               for part in (decoder, encoder)]
@@ -102,7 +107,7 @@ def test_cross_attention_equals_its_definition() -> None:
     out.backward(pull)
     expected.backward(pull.double())
     for a, b in [(out[real], expected[real]), *[(a.grad, b.grad) for a, b in zip(ours, exact, strict=True)]]:
-        assert float((a.detach().double() - b.detach()).norm() / b.detach().norm()) < 8e-3
+        assert float((a.detach().double() - b.detach()).norm() / b.detach().norm()) < (8e-3 if kind == torch.bfloat16 else 2e-3)
 
 
 @pytest.mark.parametrize("vocab", [None, 50_000])

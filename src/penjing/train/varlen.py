@@ -175,7 +175,7 @@ def _efficient(q: Tensor, k: Tensor, v: Tensor, cu_q: Tensor, cu_k: Tensor, max_
     made = torch.ops.aten._efficient_attention_forward(
         q[None], k[None], v[None], None, cu_q, cu_k, min(max_q, q.shape[0]), min(max_k, k.shape[0]), 0.0, 2 if causal else 0, True,
         scale=scale, window_size=window or None)
-    return made[0][0], made[1]
+    return _where_both(made[0][0], cu_q, cu_k), made[1]
 
 
 def _efficient_back(grad: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, cu_q: Tensor, cu_k: Tensor, max_q: int,
@@ -187,7 +187,14 @@ def _efficient_back(grad: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, 
         dq, dk, dv, _ = torch.ops.aten._efficient_attention_backward(
             grad[None], q[None], wide_k[None], wide_v[None], None, out[None], cu_q, cu_k, min(max_q, q.shape[0]), min(max_k, k.shape[0]),
             lse, 0.0, nothing, nothing, 2 if causal else 0, False, scale=scale, window_size=window or None)
-    return dq[0], dk[0].unflatten(1, (groups, -1)).sum(2), dv[0].unflatten(1, (groups, -1)).sum(2)
+    dk, dv = (made[0].unflatten(1, (groups, -1)).sum(2) for made in (dk, dv))
+    return _where_both(dq[0], cu_q, cu_k), _where_both(dk, cu_k, cu_q), _where_both(dv, cu_k, cu_q)
+
+
+def _where_both(made_THD: Tensor, cu_own: Tensor, cu_other: Tensor) -> Tensor:
+    """Zeros in stretches that lack queries or keys: this kernel writes nothing there."""
+    alive_T = torch.repeat_interleave(cu_other.diff() > 0, cu_own.diff(), output_size=made_THD.shape[0])
+    return made_THD.masked_fill(~alive_T[:, None, None], 0.0)
 
 
 @contextmanager
