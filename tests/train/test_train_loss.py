@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+import weakref
+from typing import Any
+
 import pytest
 import torch
 import torch.nn.functional as F
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from penjing.train.loss import Teacher, chunked_loss
 
@@ -66,3 +72,48 @@ def test_loss_is_fp32_when_products_are_bf16() -> None:
     rough = chunked_loss(hidden, table, None, targets, weights, chunk=8, product=torch.bfloat16)
     assert rough.total.dtype == torch.float32
     assert abs(float((rough.total / exact.total).detach()) - 1) < 5e-3
+
+
+class Live(TorchDispatchMode):
+    """The most bytes that tensors made under it held at one time."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.now = self.most = 0
+        self.known: set[int] = set()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        made = func(*args, **(kwargs or {}))
+        for tensor in tree_leaves(made):
+            if isinstance(tensor, torch.Tensor):
+                storage = tensor.untyped_storage()
+                if id(storage) not in self.known:
+                    self.known.add(id(storage))
+                    self.now += storage.nbytes()
+                    weakref.finalize(storage, self._forget, id(storage), storage.nbytes())
+        self.most = max(self.most, self.now)
+        return made
+
+    def _forget(self, key: int, size: int) -> None:
+        self.known.discard(key)
+        self.now -= size
+
+
+def test_logits_of_a_large_vocabulary_never_exist_whole() -> None:
+    """8,192 positions and 250,240 ids, counted on tensors without content."""
+    positions, hidden, vocab = 8192, 2560, 250_240
+    peaks = {}
+    for name in ("chunked", "plain"):
+        with FakeTensorMode():
+            states, table = torch.randn(positions, hidden, requires_grad=True), torch.nn.Parameter(torch.randn(vocab, hidden))
+            targets, weights = torch.randint(0, vocab, (positions,)), torch.ones(positions)
+            with Live() as live:
+                if name == "chunked":
+                    chunked_loss(states, table, None, targets, weights, chunk=1024, product=torch.bfloat16,
+                                 kept=torch.arange(positions), into_table=1.0).total.backward()
+                else:
+                    F.cross_entropy((states.bfloat16() @ table.bfloat16().T).float(), targets, reduction="sum").backward()
+            peaks[name] = live.most
+    logits, tables = 4 * positions * vocab, 4 * vocab * hidden + 2 * vocab * hidden  # fp32; the table's gradient and its bf16 copy
+    assert peaks["plain"] > 2 * logits + tables
+    assert peaks["chunked"] < logits / 2 + 1.5 * tables

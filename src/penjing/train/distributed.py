@@ -208,7 +208,7 @@ def speed_up(model: nn.Module, config: TrainConfig, device: torch.device) -> Non
     compiles = config.compiles(device.type)
     for layer in layers:
         if config.recompute != "none":
-            layer.forward = _recomputed(layer.forward, selective=config.recompute == "selective")
+            layer.forward = _recomputed(layer.forward, selective=config.recompute == "selective", compiled=compiles)
         if compiles:
             layer.compile()
     if compiles:
@@ -243,17 +243,17 @@ def whole(tensor: torch.Tensor) -> torch.Tensor:
     return full.detach().to("cpu")
 
 
-def _recomputed(forward: Callable[..., Any], *, selective: bool) -> Callable[..., Any]:
+def _recomputed(forward: Callable[..., Any], *, selective: bool, compiled: bool) -> Callable[..., Any]:
     from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
 
     kept = {torch.ops.aten.mm.default, torch.ops.aten.addmm.default, torch.ops.penjing.isolated.default,
             torch.ops.penjing.varlen.default}
 
     def policy(ctx: Any, op: Any, *args: Any, **kwargs: Any) -> CheckpointPolicy:
-        return CheckpointPolicy.MUST_SAVE if op in kept else CheckpointPolicy.PREFER_RECOMPUTE
+        return CheckpointPolicy.MUST_SAVE if selective and op in kept else CheckpointPolicy.PREFER_RECOMPUTE
 
     options: Mapping[str, Any] = {}
-    if selective:
+    if selective or compiled:  # torch 2.11's plain marks do not reach into autograd functions, whose products it would keep
         options = {"context_fn": lambda: create_selective_checkpoint_contexts(policy)}
 
     def run(*args: Any, **kwargs: Any) -> Any:

@@ -125,15 +125,15 @@ class _Chunked(torch.autograd.Function):
             if divergence is not None and teacher is not None:
                 distil += divergence
                 total += teacher.weight * divergence
-            if not any(needs[:3]):
-                continue
             if grad_bias is not None:
                 grad_bias.add_(grad_CV.sum(0, dtype=kind), alpha=into_table or 1.0)
-            grad_CV = grad_CV.to(factor)
+            if grad_hidden is not None or grad_table is not None:
+                grad_CV = grad_CV.to(factor)
             if grad_hidden is not None:
                 grad_hidden[part] = grad_CV @ matrix
             if grad_table is not None:
                 add_product(grad_table, grad_CV.T, hidden_CH, into_table or 1.0)
+            del logits_CV, grad_CV  # before the next chunk's are made
         ctx.grads = (grad_hidden, grad_table, grad_bias) if into_table is None else (grad_hidden, None, None)
         ctx.types = (hidden.dtype, table.dtype, None if bias is None else bias.dtype)
         ctx.mark_non_differentiable(nll, distil)

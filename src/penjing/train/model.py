@@ -107,6 +107,8 @@ class Objective(nn.Module):
         """Sums of the losses of one part of a batch. `share`: the caller goes on with `(losses.total * share).backward()`."""
         if self.copies is not None:
             self.copies.ready(learning=torch.is_grad_enabled())
+        if self.config.compiles(part.tokens.device.type):
+            _let_lengths_vary(part)
         hidden = self.states(part, before)[-1].flatten(0, 1)
         head = self.model.get_output_embeddings()  # type: ignore[operator]
         scale = _logit_scale(self.model)
@@ -144,6 +146,18 @@ def last_states(model: nn.Module, part: Part, before: tuple[Tensor, ...] | None 
     start = {"input_ids": part.tokens} if before is None else {"inputs_embeds": before[0]}
     out = model.base_model(**start, position_ids=part.positions, use_cache=False, isolation=part.isolation)  # type: ignore[operator]
     return (out[0],)
+
+
+def _let_lengths_vary(part: Part) -> None:
+    """Tell the compiler that batches have other numbers of documents, which it would find out by compiling again."""
+    def mark(tensor: Tensor) -> Tensor:
+        if tensor.shape[0] > 1:
+            torch._dynamo.maybe_mark_dynamic(tensor, 0)
+        return tensor
+
+    for layout in (part.isolation, part.encoder_isolation, part.cross_isolation):
+        if layout is not None:
+            layout.each(mark)
 
 
 def check_teacher(model: Any, teacher: Any) -> None:
