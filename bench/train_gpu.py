@@ -163,7 +163,7 @@ def made_ready(model: Any, config: Any, device: torch.device) -> Any:
     if gpu:
         light.lighten_on_gpu(model, torch.bfloat16, whole=True)
         objective.keep_sums()
-    distributed.speed_up(model, config, device)
+    distributed.speed_up(model, config)
     return objective
 
 

@@ -31,7 +31,7 @@ def made(checkpoint: Path, *, kept: bool, product: torch.dtype | None = torch.bf
     if kept:
         light.lighten_on_gpu(model, None, whole=True)  # tables' rows, but hidden states as autocast has them
         objective.keep_sums()
-    distributed.speed_up(model, config, torch.device("cpu"))
+    distributed.speed_up(model, config)
     if compiled:
         for layer in distributed.layers_of(model):
             layer.compile(backend="aot_eager")

@@ -50,3 +50,12 @@ def test_rewarming_starts_where_the_last_run_ended() -> None:
     shape = config(warmup_tokens=100, rewarm_from_ratio=0.2)
     assert learning_rate(shape, 0) == pytest.approx(0.2)
     assert learning_rate(shape, 50) == pytest.approx(0.6)
+
+
+def test_only_long_runs_on_a_gpu_are_compiled_unasked() -> None:
+    config = TrainConfig(tokens=20_000_000)
+    assert config.settled("cuda", 100_000_000).compile is True
+    assert config.settled("cuda", 1_000_000).compile is False
+    assert config.settled("cpu", 100_000_000).compile is False
+    assert TrainConfig(tokens=1, compile=True).settled("cpu", 1).compile is True
+    assert TrainConfig(tokens=10**12, compile=False).settled("cuda", 10**9).compile is False

@@ -52,6 +52,7 @@ def assemble(config: TrainConfig, world: World, *, checkpoint: Path, teacher: Pa
     shape = whole.config.to_dict()
     chosen = optim.choose_trainable(whole, config)
     total, trained = sum(p.numel() for p in whole.parameters()), sum(p.numel() for p in chosen.values())
+    config = config.settled(world.device.type, total)
     models: dict[int, nn.Module] = {0: whole}
     twins: set[str] = set()
     if config.parallel.pipeline > 1:
@@ -59,8 +60,8 @@ def assemble(config: TrainConfig, world: World, *, checkpoint: Path, teacher: Pa
     taught = model.load(teacher).to(world.device) if teacher is not None and world.is_last_stage else None
     if taught is not None and world.device.type == "cuda":
         light.lighten_on_gpu(taught, product, whole=True)
-        distributed.speed_up(taught, config.model_copy(update={"recompute": "none"}), world.device)
-    if world.device.type == "cpu" and not config.compiles("cpu"):
+        distributed.speed_up(taught, config.model_copy(update={"recompute": "none"}))
+    if world.device.type == "cpu" and not config.compile:
         keep_freed_memory()
         for one in (*models.values(), *([taught] if taught is not None else [])):
             light.lighten(one, product=product)
@@ -102,7 +103,7 @@ def _lay_out(models: dict[int, nn.Module], config: TrainConfig, world: World, te
             light.lighten_on_gpu(one, product, whole=alone)
         if gpu and alone:
             objective.keep_sums()
-        distributed.speed_up(one, config, world.device)
+        distributed.speed_up(one, config)
         distributed.shard(one, root, world, config, product, placement=place)
     if not stages:
         return root, partial

@@ -119,8 +119,8 @@ class TrainConfig(Config):
     recompute: Literal["none", "selective", "full"] = "none"
     """Activation checkpointing: `full` keeps one tensor per layer, `selective` keeps the results of matrix products."""
     compile: bool | Literal["auto"] = "auto"
-    """torch.compile each layer, after about a minute of compiling: about 20% faster on a processor, far more on a GPU. auto: on a
-    GPU."""
+    """torch.compile each layer, after half a minute of compiling: about 20% faster on a processor, far more on a GPU. auto: on a GPU,
+    when the run has more than 1e16 FLOPs to do, which take about as long."""
     trainable: str = "all"
     """What is trained: `all`; `embeddings` (input and output tables); `new-rows` (of those, only rows from `new_rows_from`
     on); `layers:FIRST-LAST`; `head`; or `re:PATTERN`, a regular expression on the parameter names."""
@@ -161,9 +161,10 @@ class TrainConfig(Config):
     seed: int = 0
     """Seed of whatever is random in training itself; the data has its own."""
 
-    def compiles(self, device: str) -> bool:
-        """Whether layers are compiled on a device of this type."""
-        return device == "cuda" if self.compile == "auto" else self.compile
+    def settled(self, device: str, parameters: int) -> TrainConfig:
+        """The same with `compile` decided for a model of so many parameters on a device of this type."""
+        wanted = device == "cuda" and 6 * parameters * self.tokens > 1e16 if self.compile == "auto" else self.compile
+        return self.model_copy(update={"compile": wanted})
 
     @model_validator(mode="after")
     def _consistent(self) -> TrainConfig:

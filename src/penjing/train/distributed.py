@@ -202,10 +202,10 @@ def layers_of(model: Any) -> list[nn.Module]:
                      for layer in module]
 
 
-def speed_up(model: nn.Module, config: TrainConfig, device: torch.device) -> None:
-    """Activation checkpointing of every layer, then compile of all layers and of the norms outside them."""
+def speed_up(model: nn.Module, config: TrainConfig) -> None:
+    """Activation checkpointing of every layer, then, where `config` is settled so, compile of all layers and of the norms outside."""
     layers = layers_of(model)
-    compiles = config.compiles(device.type)
+    compiles = config.compile is True
     for layer in layers:
         if config.recompute != "none":
             layer.forward = _recomputed(layer.forward, selective=config.recompute == "selective", compiled=compiles)

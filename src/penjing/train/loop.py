@@ -76,7 +76,7 @@ class Run:
             console.configure(quiet=True)
         self.sinks = Sinks(self.job, out, wandb=config.wandb)
         if config.deterministic:
-            distributed.be_deterministic(compiled=config.compiles(self.device.type))
+            distributed.be_deterministic(compiled=config.compile is True or self.device.type == "cuda")
         torch.manual_seed(config.seed)
         made = assemble(config, self.world, checkpoint=checkpoint, teacher=teacher)
         self.made, self.parameters, self.optimizer, self.objective, self.precision = (

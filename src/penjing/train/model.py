@@ -107,7 +107,7 @@ class Objective(nn.Module):
         """Sums of the losses of one part of a batch. `share`: the caller goes on with `(losses.total * share).backward()`."""
         if self.copies is not None:
             self.copies.ready(learning=torch.is_grad_enabled())
-        if self.config.compiles(part.tokens.device.type):
+        if self.config.compile is True:
             _let_lengths_vary(part)
         hidden = self.states(part, before)[-1].flatten(0, 1)
         head = self.model.get_output_embeddings()  # type: ignore[operator]
@@ -116,7 +116,7 @@ class Objective(nn.Module):
         chunk = self.config.loss_chunk_tokens or chunk_for(hidden.device, head.weight.shape[0])
         return chunked_loss(hidden if scale == 1.0 else hidden * scale, head.weight, getattr(head, "bias", None),
                             part.targets.flatten(), part.weights.flatten(), chunk=chunk, z_loss=self.config.z_loss, teacher=teacher,
-                            product=self.product, kept=part.labelled, compiled=self.config.compiles(hidden.device.type),
+                            product=self.product, kept=part.labelled, compiled=self.config.compile is True and hidden.is_cuda,
                             into_table=share if self.direct else None)
 
     def _ask_teacher(self, part: Part) -> Teacher | None:
