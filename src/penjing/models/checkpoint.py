@@ -28,6 +28,7 @@ from penjing.models.shards import DTYPES, STORAGE
 __all__ = [
     "Checkpoint",
     "Output",
+    "build_model",
     "copy_companions",
     "from_float",
     "load_model",
@@ -200,9 +201,7 @@ def load_model(path: str | Path, *, dtype: str = "float32", trust_remote_code: b
 
     path = Path(path)
     config = read_json(path / "config.json")
-    if config.get("model_type") == "openba":
-        importlib.import_module("penjing.models.openba")  # registers the Auto classes
-    kind = transformers.AutoModelForSeq2SeqLM if config.get("is_encoder_decoder") else transformers.AutoModelForCausalLM
+    kind = _class_of(config)
     known = config.get("model_type") in transformers.CONFIG_MAPPING
     if not known and not trust_remote_code:
         raise InputError(fault(f"transformers has no '{config.get('model_type')}'", where=path,
@@ -217,6 +216,25 @@ def load_model(path: str | Path, *, dtype: str = "float32", trust_remote_code: b
     if _cache_is_too_small(model.config):
         model.generation_config.use_cache = False
     return model.eval()
+
+
+def build_model(path: str | Path) -> Any:
+    """The transformers model that the config in a directory describes, in fp32 and evaluation mode, with none of its weights read."""
+    import torch
+    import transformers
+
+    path = Path(path)
+    kind = _class_of(read_json(path / "config.json"))
+    model = kind.from_config(transformers.AutoConfig.from_pretrained(path), dtype=torch.float32)
+    return model.eval()
+
+
+def _class_of(config: Mapping[str, Any]) -> Any:
+    import transformers
+
+    if config.get("model_type") == "openba":
+        importlib.import_module("penjing.models.openba")  # registers the Auto classes
+    return transformers.AutoModelForSeq2SeqLM if config.get("is_encoder_decoder") else transformers.AutoModelForCausalLM
 
 
 def _cache_is_too_small(config: Any) -> bool:

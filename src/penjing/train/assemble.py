@@ -16,6 +16,7 @@ from penjing.train import distributed, light, model, optim, pipeline, tensor
 from penjing.train.config import TrainConfig
 from penjing.train.distributed import World
 from penjing.train.memory import keep_freed_memory
+from penjing.train.outline import Outline
 
 
 @dataclass(frozen=True)
@@ -48,7 +49,13 @@ def assemble(config: TrainConfig, world: World, *, checkpoint: Path, teacher: Pa
     """Load `checkpoint` and lay it out; ConfigError for a layout that the model or the settings cannot have."""
     precision = model.resolve_precision(config.precision, world.device)
     product = model.PRODUCTS[precision]
-    whole: Any = model.load(checkpoint).train()
+    unread: Outline | None = None
+    whole: Any
+    if world.size == 1:
+        whole = model.load(checkpoint)
+    else:
+        whole, unread = model.load_outline(checkpoint)
+    whole.train()
     shape = whole.config.to_dict()
     chosen = optim.choose_trainable(whole, config)
     total, trained = sum(p.numel() for p in whole.parameters()), sum(p.numel() for p in chosen.values())
@@ -62,10 +69,11 @@ def assemble(config: TrainConfig, world: World, *, checkpoint: Path, teacher: Pa
         light.lighten_on_gpu(taught, product, whole=True)
         distributed.speed_up(taught, config.model_copy(update={"recompute": "none"}))
     if world.device.type == "cpu" and not config.compile:
-        keep_freed_memory()
         for one in (*models.values(), *([taught] if taught is not None else [])):
             light.lighten(one, product=product)
-    objective, partial = _lay_out(models, config, world, taught, product)
+    objective, partial = _lay_out(models, config, world, taught, product, unread)
+    if world.device.type == "cpu":
+        keep_freed_memory()
     named = {name: parameter for one in models.values() for name, parameter in one.named_parameters()}
     parameters = {name: named[name] for name in chosen if name in named}
     optimizer = optim.build_optimizer(parameters, config)
@@ -80,8 +88,8 @@ def assemble(config: TrainConfig, world: World, *, checkpoint: Path, teacher: Pa
 
 
 def _lay_out(models: dict[int, nn.Module], config: TrainConfig, world: World, teacher: nn.Module | None,
-             product: torch.dtype | None) -> tuple[Any, set[str]]:
-    """One module to losses, and the names of parameters whose gradients are partial."""
+             product: torch.dtype | None, unread: Outline | None) -> tuple[Any, set[str]]:
+    """One module to losses, and the names of parameters whose gradients are partial. `unread`: what is still to be read of them."""
     sharded = world.copies > 1
     wire = product if sharded and product is not None else torch.float32
     place = tensor.placement_of(world.parallel.shard * world.parallel.context)
@@ -97,14 +105,19 @@ def _lay_out(models: dict[int, nn.Module], config: TrainConfig, world: World, te
         if config.fp8:
             light.multiply_in_8_bits(one, world.device)
         partial |= tensor.cut(one, world)
-        if not sharded:  # else FSDP moves one layer after another, so that no device ever holds the whole
+        if unread is not None:
+            unread.watch(one)
+        if not sharded:  # else one layer after another is read and sharded, so that no device ever holds the whole
+            if unread is not None:
+                unread.fill(one, world.device)
             one.to(world.device)
         if gpu:
             light.lighten_on_gpu(one, product, whole=alone)
         if gpu and alone:
             objective.keep_sums()
         distributed.speed_up(one, config)
-        distributed.shard(one, root, world, config, product, placement=place)
+        distributed.shard(one, root, world, config, product, placement=place,
+                          fill=None if unread is None else lambda module: unread.fill(module, world.device))
     if not stages:
         return root, partial
     hidden_size = next(iter(models.values())).config.hidden_size  # type: ignore[union-attr]

@@ -19,10 +19,17 @@ from penjing.train.distributed import World
 def export(trained: nn.Module | None, out: Path, *, source: Path, weights: Mapping[str, Tensor] | None = None) -> None:
     """A plain checkpoint of `trained`, or of `source` with `weights` in the place of its own; tokenizer and code from `source`."""
     from penjing.models.checkpoint import load_model, save_model
+    from penjing.train.outline import outline
 
     if weights is not None:
-        trained = load_model(source, dtype="float32")
-        _fill(trained, weights)
+        found = outline(source)
+        if found is None:
+            trained = load_model(source, dtype="float32")
+            _fill(trained, weights)
+        else:  # nothing is held twice
+            trained, unread = found
+            unread.put(trained, weights)
+            unread.fill(trained, torch.device("cpu"))
     assert trained is not None
     used = trained.config.use_cache  # type: ignore[union-attr]
     trained.config.use_cache = bool(read_json(source / "config.json").get("use_cache", True))  # type: ignore[union-attr]

@@ -21,6 +21,7 @@ from penjing.train.config import DistilConfig, TrainConfig
 from penjing.train.feed import Part
 from penjing.train.loss import Losses, Teacher, chunk_for, chunked_loss
 from penjing.train.matrices import Copies
+from penjing.train.outline import Outline, outline
 
 PRODUCTS = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -34,6 +35,12 @@ def load(path: Path) -> nn.Module:
     logging.disable_progress_bar()  # ours is shown instead
     model = load_model(path, dtype="float32")
     return prepare(model, where=path)
+
+
+def load_outline(path: Path) -> tuple[nn.Module, Outline | None]:
+    """The same without its matrices, which `Outline.fill` reads; whole where its files do not allow that."""
+    found = outline(path)
+    return (load(path), None) if found is None else (prepare(found[0], where=path), found[1])
 
 
 def prepare(model: nn.Module, *, where: Path | None = None) -> nn.Module:
