@@ -87,6 +87,12 @@ def assemble(config: TrainConfig, world: World, *, checkpoint: Path, teacher: Pa
         optimizer=optimizer)
 
 
+def _read(one: nn.Module, unread: Outline | None, world: World) -> None:
+    if unread is not None:
+        unread.watch(one)
+        unread.fill(one, world.device)
+
+
 def _lay_out(models: dict[int, nn.Module], config: TrainConfig, world: World, teacher: nn.Module | None,
              product: torch.dtype | None, unread: Outline | None) -> tuple[Any, set[str]]:
     """One module to losses, and the names of parameters whose gradients are partial. `unread`: what is still to be read of them."""
@@ -105,19 +111,17 @@ def _lay_out(models: dict[int, nn.Module], config: TrainConfig, world: World, te
         if config.fp8:
             light.multiply_in_8_bits(one, world.device)
         partial |= tensor.cut(one, world)
-        if unread is not None:
-            unread.watch(one)
-        if not sharded:  # else one layer after another is read and sharded, so that no device ever holds the whole
-            if unread is not None:
-                unread.fill(one, world.device)
+        if not sharded:
+            _read(one, unread, world)
             one.to(world.device)
         if gpu:
             light.lighten_on_gpu(one, product, whole=alone)
         if gpu and alone:
             objective.keep_sums()
         distributed.speed_up(one, config)
-        distributed.shard(one, root, world, config, product, placement=place,
-                          fill=None if unread is None else lambda module: unread.fill(module, world.device))
+        distributed.shard(one, root, world, config, product, placement=place)
+        if sharded:  # a device never holds more than its shares
+            _read(one, unread, world)
     if not stages:
         return root, partial
     hidden_size = next(iter(models.values())).config.hidden_size  # type: ignore[union-attr]

@@ -223,8 +223,8 @@ def speed_up(model: nn.Module, config: TrainConfig) -> None:
 
 
 def shard(model: nn.Module, root: nn.Module, world: World, config: TrainConfig, product: torch.dtype | None, *,
-          placement: Callable[[nn.Parameter], Any], fill: Callable[[nn.Module], None] | None = None) -> None:
-    """FSDP2 over every layer and then the rest; with copies (HSDP) where `replicate` says so. `fill` reads a module's weights first."""
+          placement: Callable[[nn.Parameter], Any]) -> None:
+    """FSDP2 over every layer and then the rest; with copies (HSDP) where `replicate` says so."""
     if world.copies == 1:
         return
     from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
@@ -233,11 +233,7 @@ def shard(model: nn.Module, root: nn.Module, world: World, config: TrainConfig, 
     policy = MixedPrecisionPolicy(param_dtype=product, reduce_dtype=torch.float32)
     again = world.parallel.reshard_after_forward
     for layer in layers_of(model):
-        if fill is not None:
-            fill(layer)
         fully_shard(layer, mesh=mesh, mp_policy=policy, reshard_after_forward=again, shard_placement_fn=placement)
-    if fill is not None:
-        fill(root)
     fully_shard(root, mesh=mesh, mp_policy=policy, reshard_after_forward=False, shard_placement_fn=placement)
 
 
