@@ -95,6 +95,8 @@ def work(spec: Mapping[str, Any]) -> None:
     """What one worker of `train.launch`, torchrun or srun does: the run of `spec` {"config", "inputs", "out", "metrics"}."""
     out = Path(spec["out"])
     metrics = spec.get("metrics")
+    for folder in (out / "state", *([Path(metrics).parent] if metrics else [])):  # started by hand, nobody has made them
+        folder.mkdir(parents=True, exist_ok=True)
     job = Job(metrics=Path(metrics) if metrics else None, tensorboard=bool(spec.get("tensorboard")),
               stop=(out / "state" / "stop").exists)
     inputs = {name: [Path(path) for path in value] if isinstance(value, list) else None if value is None else Path(value)
