@@ -340,7 +340,7 @@ def loss_memory(given: argparse.Namespace, device: torch.device) -> dict[str, in
     """Peak bytes above the inputs of the chunked and of the plain loss at 250k ids; None on a processor."""
     import torch.nn.functional as functional
 
-    from penjing.train.loss import chunk_for, chunked_loss
+    from penjing.train.loss import chunked_loss, compiled_chunk
 
     positions, hidden, vocab = (8192, 2560, 250240) if not given.tiny else (64, 32, 2500)
     found: dict[str, int | None] = {}
@@ -354,7 +354,7 @@ def loss_memory(given: argparse.Namespace, device: torch.device) -> dict[str, in
             before = torch.cuda.memory_allocated()
         if name == "chunked":
             weights = torch.ones(positions, device=device)
-            chunked_loss(states, table, None, targets, weights, chunk=chunk_for(device, vocab), product=torch.bfloat16,
+            chunked_loss(states, table, None, targets, weights, chunk=compiled_chunk(vocab), product=torch.bfloat16,
                          compiled=not given.tiny, into_table=1.0).total.backward()
         else:
             functional.cross_entropy((states.bfloat16() @ table.bfloat16().T).float(), targets, reduction="sum").backward()

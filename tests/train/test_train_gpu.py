@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +14,6 @@ from penjing.contract import Job
 from penjing.errors import ConfigError, Interrupted
 from penjing.objectives.stream import StreamConfig, build_stream
 from penjing.objectives.tokens import write_tokens
-from penjing.train import loss as loss_module
 from penjing.train.attention import attend, cross_isolation, self_isolation
 from penjing.train.config import TrainConfig
 from penjing.train.held_out import open_held_out
@@ -257,8 +255,3 @@ def test_products_in_8_bits(tmp_path: Path, tmp_path_factory: pytest.TempPathFac
     for fp8 in (False, True):
         run(tmp_path / str(fp8), checkpoint, stream, precision="bf16", compile=True, fp8=fp8, tokens=60_000, lr=3e-3)
     np.testing.assert_allclose(losses(tmp_path / "True"), losses(tmp_path / "False"), rtol=5e-2)
-
-
-def test_chunks_fill_about_a_gibibyte() -> None:
-    assert loss_module.chunk_for(GPU, 32_000) == 16_384 and loss_module.chunk_for(GPU, 250_880) == 2048
-    assert math.isclose(loss_module.chunk_for(torch.device("cpu"), 32_000), 2048)

@@ -11,6 +11,8 @@ from penjing.objectives.stream import StreamConfig, build_stream
 from penjing.train import distributed, light, optim
 from penjing.train.config import TrainConfig
 from penjing.train.feed import Part, split
+from penjing.train.loss import compiled_chunk
+from penjing.train.matrices import Copies
 from penjing.train.model import Objective, load
 
 STREAM = StreamConfig(sequence_length=64, batch_rows=4, packing="best-fit")
@@ -76,7 +78,7 @@ def test_sums_are_rounded_less_than_autocast_rounds(tiny_checkpoint: Path, parts
     """One part through fp32 products: only what is summed and how differs, and here nothing does."""
     ours = made(tiny_checkpoint, kept=True, product=torch.bfloat16)
     for matrix in ours[0].copies.matrices:  # type: ignore[union-attr]
-        matrix.copy = matrix.copy.float()
+        matrix.short_weight = matrix.short_weight.float()
     ours[0].product = None
     exact = made(tiny_checkpoint, kept=False, product=None)
     assert distance(gradients(*ours[:2], parts[:3]), gradients(*exact[:2], parts[:3])) < 1e-5
@@ -88,7 +90,7 @@ def test_what_is_not_trained_has_no_sums(trainable: str, tiny_checkpoint: Path, 
     ours, theirs = made(tiny_checkpoint, kept=True, **more), made(tiny_checkpoint, kept=False, **more)
     assert distance(gradients(*ours[:2], parts[:2]), gradients(*theirs[:2], parts[:2])) < 0.03
     trained = sum(matrix.weight.requires_grad for matrix in ours[0].copies.matrices)  # type: ignore[union-attr]
-    assert sum(hasattr(matrix, "total") for matrix in ours[0].copies.matrices) == trained  # type: ignore[union-attr]
+    assert sum(hasattr(matrix, "grad_sum") for matrix in ours[0].copies.matrices) == trained  # type: ignore[union-attr]
 
 
 def test_evaluation_sees_the_newest_weights(tiny_checkpoint: Path, parts: list[Part]) -> None:
@@ -100,4 +102,15 @@ def test_evaluation_sees_the_newest_weights(tiny_checkpoint: Path, parts: list[P
             change()
             assert float(objective(parts[0]).total) != before
             for matrix in objective.copies.matrices:  # type: ignore[union-attr]
-                assert torch.equal(matrix.copy, matrix.weight.bfloat16())
+                assert torch.equal(matrix.short_weight, matrix.weight.bfloat16())
+
+
+def test_a_weight_that_two_layers_use_has_no_copy() -> None:
+    a, b = torch.nn.Linear(8, 8), torch.nn.Linear(8, 8)
+    b.weight = a.weight
+    layer = torch.nn.Sequential(a, b, torch.nn.Linear(8, 4))
+    assert [matrix.out_features for matrix in Copies([layer], torch.bfloat16).matrices] == [4]
+
+
+def test_large_chunks_where_logits_exist_once() -> None:
+    assert compiled_chunk(32_000) == 16_384 and compiled_chunk(250_880) == 2048 and compiled_chunk(2_000_000) == 512

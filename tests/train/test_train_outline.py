@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -10,7 +12,8 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from penjing.models.checkpoint import Checkpoint, load_model, write_checkpoint
+from penjing.errors import InputError
+from penjing.models.checkpoint import Checkpoint, load_model, open_checkpoint, write_checkpoint
 from penjing.train import exporting
 from penjing.train import outline as module
 from penjing.train.outline import outline
@@ -18,11 +21,17 @@ from tests.train.conftest import make_checkpoint
 from tests.train.test_train_seq2seq import make
 
 
-@pytest.fixture(scope="module", params=["tied", "untied", "openba", "t5", "gpt2"])
+@pytest.fixture(scope="module", params=["tied", "untied", "openba", "t5", "deep t5", "gpt2"])
 def checkpoint(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp(request.param)
     if request.param in ("openba", "t5"):
         return make(request.param, path)
+    if request.param == "deep t5":  # whose cache transformers makes too small
+        from transformers import T5Config, T5ForConditionalGeneration
+
+        T5ForConditionalGeneration(T5Config(vocab_size=97, d_model=32, d_kv=8, d_ff=48, num_layers=1, num_decoder_layers=3, num_heads=4,
+                                            decoder_start_token_id=0)).save_pretrained(path)
+        return path
     if request.param == "gpt2":
         from transformers import GPT2Config, GPT2LMHeadModel
 
@@ -66,11 +75,35 @@ def test_an_outline_is_filled_to_the_whole_model(checkpoint: Path, read: list[tu
         assert torch.equal(model(**ids).logits, expected(**ids).logits)
 
 
-def test_a_checkpoint_with_other_names_is_read_whole(tmp_path: Path) -> None:
+@pytest.mark.parametrize("how", ["other names", "two tables where the config has one", "8 bits", "scales beside the numbers"])
+def test_what_is_not_plainly_there_is_read_whole(how: str, tmp_path: Path) -> None:
     source = load_model(make_checkpoint(tmp_path / "a"))
-    renamed = {name.removeprefix("model."): tensor for name, tensor in source.state_dict().items() if name != "lm_head.weight"}
-    write_checkpoint(tmp_path / "b", config=source.config.to_dict(), tensors=renamed)
-    assert outline(tmp_path / "b") is None
+    config, weights = source.config.to_dict(), {name: tensor for name, tensor in source.state_dict().items() if name != "lm_head.weight"}
+    if how == "other names":
+        weights = {name.removeprefix("model."): tensor for name, tensor in weights.items()}
+    elif how.startswith("two"):
+        weights["lm_head.weight"] = weights["model.embed_tokens.weight"] + 1
+    elif how == "8 bits":
+        weights["model.layers.0.mlp.up_proj.weight"] = weights["model.layers.0.mlp.up_proj.weight"].to(torch.float8_e4m3fn)
+    else:
+        config["quantization_config"] = {"quant_method": "fp8"}
+    write_checkpoint(tmp_path / "b", config=config, tensors=weights)
+    if how == "scales beside the numbers":
+        assert not module._fits(source, open_checkpoint(tmp_path / "b"))
+    else:
+        assert outline(tmp_path / "b") is None
+
+
+def test_code_beside_the_weights_does_not_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = make_checkpoint(tmp_path)
+    config = json.loads((path / "config.json").read_text())
+    config |= {"model_type": "strange", "auto_map": {"AutoConfig": "own.Own", "AutoModelForCausalLM": "own.Own"}}
+    (path / "config.json").write_text(json.dumps(config))
+    (path / "own.py").write_text("raise SystemExit('it ran')\n")
+    monkeypatch.setattr("builtins.input", lambda *_: "y")
+    for read_it in (outline, load_model):
+        with pytest.raises(InputError, match="transformers has no 'strange'"):
+            read_it(path)
 
 
 @pytest.fixture
@@ -104,7 +137,12 @@ def test_of_a_cut_matrix_its_own_rows_are_read(tiny_checkpoint: Path, four_proce
     assert torch.equal(mlp.up_proj.weight.to_local(), whole.up_proj.weight.unflatten(0, (2, -1))[:, 8:16])
 
 
-def test_exports_are_the_same_bytes_either_way(checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("generation", [True, False])
+def test_exports_are_the_same_bytes_either_way(generation: bool, checkpoint: Path, tmp_path: Path,
+                                               monkeypatch: pytest.MonkeyPatch) -> None:
+    if not generation:
+        checkpoint = Path(shutil.copytree(checkpoint, tmp_path / "without"))
+        (checkpoint / "generation_config.json").unlink(missing_ok=True)
     trained = {name: parameter.detach() + 1 for name, parameter in list(load_model(checkpoint).named_parameters())[:5]}
     exporting.export(None, tmp_path / "a", source=checkpoint, weights=trained)
     monkeypatch.setattr(module, "outline", lambda path: None)

@@ -201,11 +201,7 @@ def load_model(path: str | Path, *, dtype: str = "float32", trust_remote_code: b
 
     path = Path(path)
     config = read_json(path / "config.json")
-    kind = _class_of(config)
-    known = config.get("model_type") in transformers.CONFIG_MAPPING
-    if not known and not trust_remote_code:
-        raise InputError(fault(f"transformers has no '{config.get('model_type')}'", where=path,
-                               fix="its own code would have to run: pass trust_remote_code if you have read it"))
+    kind, known = _class_of(config, path, trust_remote_code=trust_remote_code)
     transformers.utils.logging.disable_progress_bar()  # stderr belongs to our own progress
     open_checkpoint(path).close()  # names damage in one sentence before transformers meets it
     model, report = kind.from_pretrained(path, dtype=getattr(torch, dtype), output_loading_info=True,
@@ -219,22 +215,32 @@ def load_model(path: str | Path, *, dtype: str = "float32", trust_remote_code: b
 
 
 def build_model(path: str | Path) -> Any:
-    """The transformers model that the config in a directory describes, in fp32 and evaluation mode, with none of its weights read."""
+    """What `load_model` gives in fp32, with none of its weights read."""
     import torch
     import transformers
 
     path = Path(path)
-    kind = _class_of(read_json(path / "config.json"))
-    model = kind.from_config(transformers.AutoConfig.from_pretrained(path), dtype=torch.float32)
+    kind, _ = _class_of(read_json(path / "config.json"), path, trust_remote_code=False)
+    config = transformers.AutoConfig.from_pretrained(path, trust_remote_code=False)
+    model = kind.from_config(config, dtype=torch.float32, trust_remote_code=False)
+    own = {} if (path / "generation_config.json").is_file() else {"config_file_name": "config.json", "_from_model_config": True}
+    model.generation_config = transformers.GenerationConfig.from_pretrained(path, **own)
+    if _cache_is_too_small(model.config):
+        model.generation_config.use_cache = False
     return model.eval()
 
 
-def _class_of(config: Mapping[str, Any]) -> Any:
+def _class_of(config: Mapping[str, Any], path: Path, *, trust_remote_code: bool) -> tuple[Any, bool]:
+    """transformers' class for a config, and whether the model is one of its own; InputError where foreign code would have to run."""
     import transformers
 
     if config.get("model_type") == "openba":
         importlib.import_module("penjing.models.openba")  # registers the Auto classes
-    return transformers.AutoModelForSeq2SeqLM if config.get("is_encoder_decoder") else transformers.AutoModelForCausalLM
+    known = config.get("model_type") in transformers.CONFIG_MAPPING
+    if not known and not trust_remote_code:
+        raise InputError(fault(f"transformers has no '{config.get('model_type')}'", where=path,
+                               fix="its own code would have to run: pass trust_remote_code if you have read it"))
+    return transformers.AutoModelForSeq2SeqLM if config.get("is_encoder_decoder") else transformers.AutoModelForCausalLM, known
 
 
 def _cache_is_too_small(config: Any) -> bool:

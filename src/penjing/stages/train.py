@@ -128,6 +128,7 @@ def price(config: Config, inputs: Inputs) -> Estimate:
     memory -= 8.0 * model.get("vocab_size", 0) * max(0, tokens - (config.loss_chunk_tokens or 2048))  # logits are made in chunks
     held = 16.0 * parameters  # weights, gradients and two moments in 32 bits
     memory = held / (ways.world / ways.replicate) + (memory - held) / (ways.context * ways.tensor)
+    memory = max(memory, 4.0 * parameters)  # the main process holds the whole when it exports
     return Estimate(flops=flops, memory_bytes=memory + 4e8, disk_bytes=4.0 * parameters, tokens=float(config.tokens),
                     parameters=float(parameters), vocab_size=model.get("vocab_size"), model=model)
 

@@ -72,6 +72,8 @@ def assemble(config: TrainConfig, world: World, *, checkpoint: Path, teacher: Pa
         for one in (*models.values(), *([taught] if taught is not None else [])):
             light.lighten(one, product=product)
     objective, partial = _lay_out(models, config, world, taught, product, unread)
+    if unread is not None:
+        unread.close()
     if world.device.type == "cpu":
         keep_freed_memory()
     named = {name: parameter for one in models.values() for name, parameter in one.named_parameters()}

@@ -181,11 +181,11 @@ def attend(query_THD: Tensor, key_TGD: Tensor, value_TGD: Tensor, isolation: Iso
 
 
 def _attend_on_gpu(q: Tensor, k: Tensor, v: Tensor, isolation: Isolation, scale: float, window: int | None) -> Tensor:
+    span = window if window is not None and window < isolation.max_k else 0
     if isolation.plain:
-        span = window if window is not None and window < isolation.max_k else 0
         return varlen.attend(q, k, v, isolation.cu_q_N1, isolation.cu_k_N1, max_q=isolation.max_q, max_k=isolation.max_k,
                              causal=isolation.causal, scale=scale, window=span)
-    if isolation.back_T is None or window is not None:
+    if isolation.back_T is None or span:
         raise ConfigError(fault("a GPU reads rows both ways only where what is seen from everywhere begins a document, and without a "
                                 "sliding window", fix="train this objective or this model on a processor"))
     return varlen.attend_in_passes(q, k, v, isolation.passes, isolation.back_T, scale=scale)

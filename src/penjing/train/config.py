@@ -115,7 +115,8 @@ class TrainConfig(Config):
     micro_rows: int | None = Field(None, ge=1)
     """Rows per forward pass; gradients of a batch's parts are added up. Default: as many as hold about 16k tokens."""
     loss_chunk_tokens: int | None = Field(None, ge=1)
-    """Positions whose logits exist at one time. Default: 2,048 on a processor, on a GPU as many as have about 1 GiB of them."""
+    """Positions whose logits exist at one time. Default: 2,048; where layers are compiled on a GPU and there is no teacher, as many as
+    take about 1 GiB."""
     recompute: Literal["none", "selective", "full"] = "none"
     """Activation checkpointing: `full` keeps one tensor per layer, `selective` keeps the results of matrix products."""
     compile: bool | Literal["auto"] = "auto"

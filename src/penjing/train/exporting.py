@@ -30,6 +30,7 @@ def export(trained: nn.Module | None, out: Path, *, source: Path, weights: Mappi
             trained, unread = found
             unread.put(trained, weights)
             unread.fill(trained, torch.device("cpu"))
+            unread.close()
     assert trained is not None
     used = trained.config.use_cache  # type: ignore[union-attr]
     trained.config.use_cache = bool(read_json(source / "config.json").get("use_cache", True))  # type: ignore[union-attr]

@@ -66,9 +66,9 @@ def lighten_on_gpu(model: Any, product: torch.dtype | None, *, whole: bool) -> N
         if id(module) in inside:
             continue
         if type(module) is nn.Embedding and whole:
-            _put_in(module, _rows_forward(module, kind))
+            module.forward = _rows_forward(module, kind)  # type: ignore[method-assign]
         elif kind is not None and "Rotary" in type(module).__name__ and hasattr(module, "inv_freq"):
-            _put_in(module, _wide_forward(module.forward))
+            module.forward = _wide_forward(module.forward)
 
 
 class Rows(torch.autograd.Function):
@@ -92,10 +92,6 @@ class Rows(torch.autograd.Function):
                 lines = lines.masked_fill((ids == ctx.padding).view(-1, 1), 0.0)
             table.grad.index_add_(0, ids.flatten(), lines)
         return None, None, None, None
-
-
-def _put_in(module: Any, forward: Any) -> None:
-    module.forward = forward
 
 
 def _rows_forward(module: nn.Embedding, kind: torch.dtype | None) -> Any:

@@ -55,9 +55,13 @@ def labelled(targets_T: Tensor, weights_T: Tensor) -> Tensor:
     return torch.nonzero((targets_T != IGNORED) & (weights_T != 0)).squeeze(1)
 
 
-def chunk_for(device: torch.device, vocab: int) -> int:
-    """Positions whose logits exist at one time where the settings do not say: on a GPU as many as have about 1 GiB of them."""
-    return 2048 if device.type == "cpu" else max(512, 1 << (2**29 // vocab).bit_length() - 1)
+PLAIN_CHUNK = 2048
+"""Positions whose logits exist at one time where the settings do not say."""
+
+
+def compiled_chunk(vocab: int) -> int:
+    """The same where the compiled kernel is used, which holds them once and in 16 bits: as many as take about 1 GiB."""
+    return int(max(512, 1 << (2**29 // vocab).bit_length() - 1))
 
 
 def chunked_loss(hidden_TH: Tensor, table_VH: Tensor, bias_V: Tensor | None, targets_T: Tensor, weights_T: Tensor, *,
@@ -191,10 +195,6 @@ def _compiled_pull() -> Callable[..., tuple[Tensor, Tensor]]:
     return torch.compile(_pull_in_place)
 
 
-def _logits(hidden_CH: Tensor, matrix_VH: Tensor, bias_V: Tensor | None, kind: torch.dtype, vocab: int | None) -> Tensor:
-    return _wide(hidden_CH @ matrix_VH.T, bias_V, kind, vocab)
-
-
 def _wide(made_CV: Tensor, bias_V: Tensor | None, kind: torch.dtype, vocab: int | None) -> Tensor:
     logits_CV = made_CV.to(kind)
     if bias_V is not None:
@@ -208,7 +208,7 @@ def _distil(logits_CV: Tensor, teacher: Teacher, part: slice, weights_C: Tensor,
             vocab: int | None) -> tuple[Tensor, Tensor]:
     """Sum of the weighted divergence times temperature squared, and its gradient with respect to the student's logits."""
     heat = teacher.temperature
-    known_CV = _logits(teacher.hidden_TH[part].to(factor), teacher.table_VH.to(factor), teacher.bias_V, kind, vocab)
+    known_CV = _wide(teacher.hidden_TH[part].to(factor) @ teacher.table_VH.to(factor).T, teacher.bias_V, kind, vocab)
     log_teacher = F.log_softmax(known_CV / heat, 1)
     log_student = F.log_softmax(logits_CV / heat, 1)
     if vocab is not None:  # -inf - -inf outside the real rows

@@ -8,6 +8,7 @@ torch's version counter, and whenever that counter has risen.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable
 from typing import Any
 
@@ -52,30 +53,32 @@ class _Multiply(torch.autograd.Function):
 
 
 class Matrix(nn.Linear):
-    """A linear layer with a 16-bit `copy` of its weight and, if it is trained, the `total` of its gradients in fp32."""
+    """A linear layer with a copy of its weight in 16 bits and, if it is trained, the sum of its gradients in fp32."""
 
-    copy: Tensor
-    total: Tensor
+    short_weight: Tensor
+    grad_sum: Tensor
 
     def forward(self, x: Tensor) -> Tensor:
-        """B S in to B S out, in the copy's type."""
-        x = x.to(self.copy.dtype)
+        """B S in to B S out, in 16 bits."""
+        x = x.to(self.short_weight.dtype)
         if self.weight.requires_grad and torch.is_grad_enabled():
-            made: Tensor = _Multiply.apply(x, self.weight, self.copy, self.total)
+            made: Tensor = _Multiply.apply(x, self.weight, self.short_weight, self.grad_sum)
         else:
-            made = F.linear(x, self.copy)
+            made = F.linear(x, self.short_weight)
         return made if self.bias is None else made + self.bias.to(made.dtype)
 
 
 class Copies:
-    """All matrices of a model that have a copy."""
+    """All matrices in layers that have a copy: linear layers whose weight is their own.
+
+    One that a step does not use has gradients of zero, where autograd would give it none.
+    """
 
     def __init__(self, layers: Iterable[nn.Module], kind: torch.dtype) -> None:
-        self.matrices: list[Matrix] = []
-        for layer in layers:
-            for module in layer.modules():
-                if type(module) is nn.Linear and module.weight.dtype == torch.float32:
-                    self.matrices.append(_give_copy(module, kind))
+        found = [module for layer in layers for module in layer.modules() if type(module) is nn.Linear]
+        users = Counter(id(linear.weight) for linear in found)
+        self.matrices = [_give_copy(linear, kind) for linear in found
+                         if linear.weight.dtype == torch.float32 and users[id(linear.weight)] == 1]
         self._seen: list[int] = []
 
     def follow(self, optimizer: torch.optim.Optimizer) -> None:
@@ -87,21 +90,21 @@ class Copies:
         versions = [matrix.weight._version for matrix in self.matrices]
         if versions != self._seen:
             with torch.no_grad():
-                torch._foreach_copy_([matrix.copy for matrix in self.matrices], [matrix.weight.detach() for matrix in self.matrices])
+                torch._foreach_copy_([matrix.short_weight for matrix in self.matrices], [matrix.weight for matrix in self.matrices])
             self._seen = versions
         if learning:
-            fresh = [matrix for matrix in self.matrices if matrix.weight.requires_grad and matrix.weight.grad is not matrix.total]
+            fresh = [matrix for matrix in self.matrices if matrix.weight.requires_grad and matrix.weight.grad is not matrix.grad_sum]
             if fresh:
-                torch._foreach_zero_([matrix.total for matrix in fresh])
+                torch._foreach_zero_([matrix.grad_sum for matrix in fresh])
             for matrix in fresh:
-                matrix.weight.grad = matrix.total
+                matrix.weight.grad = matrix.grad_sum
 
 
 def _give_copy(linear: nn.Linear, kind: torch.dtype) -> Matrix:
     made: Any = linear
     made.__class__ = Matrix
-    made.register_buffer("copy", torch.empty_like(linear.weight, dtype=kind, requires_grad=False), persistent=False)
+    made.register_buffer("short_weight", torch.empty_like(linear.weight, dtype=kind, requires_grad=False), persistent=False)
     if linear.weight.requires_grad:
-        made.register_buffer("total", torch.empty_like(linear.weight, requires_grad=False), persistent=False)
+        made.register_buffer("grad_sum", torch.empty_like(linear.weight, requires_grad=False), persistent=False)
     matrix: Matrix = made
     return matrix

@@ -15,6 +15,7 @@ import torch
 from penjing.errors import ConfigError, fault
 from penjing.train.config import TrainConfig
 from penjing.train.feed import Step
+from penjing.train.loss import PLAIN_CHUNK
 
 _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3
 
@@ -56,7 +57,7 @@ def _advice(config: TrainConfig, step: int, targets_BS: torch.Tensor) -> str:
     ways = config.parallel
     fixes = [f"micro_rows: {rows // 2}"] if rows > 1 and ways.pipeline == 1 else []
     fixes += ["recompute: full"] if config.recompute != "full" else []
-    chunk = config.loss_chunk_tokens or 2048
+    chunk = config.loss_chunk_tokens or PLAIN_CHUNK
     fixes += [f"loss_chunk_tokens: {chunk // 4}"] if chunk >= 1024 and rows == 1 else []
     fixes += [f"parallel.shard: {2 * ways.shard} on twice the processes"]
     fixes += [f"parallel.context: {2 * ways.context} on twice the processes"] if rows == 1 else []

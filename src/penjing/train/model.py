@@ -19,7 +19,7 @@ from penjing.errors import ConfigError, InputError, fault
 from penjing.train import attention, seq2seq
 from penjing.train.config import DistilConfig, TrainConfig
 from penjing.train.feed import Part
-from penjing.train.loss import Losses, Teacher, chunk_for, chunked_loss
+from penjing.train.loss import PLAIN_CHUNK, Losses, Teacher, chunked_loss, compiled_chunk
 from penjing.train.matrices import Copies
 from penjing.train.outline import Outline, outline
 
@@ -120,10 +120,11 @@ class Objective(nn.Module):
         head = self.model.get_output_embeddings()  # type: ignore[operator]
         scale = _logit_scale(self.model)
         teacher = self._ask_teacher(part)
-        chunk = self.config.loss_chunk_tokens or chunk_for(hidden.device, head.weight.shape[0])
+        compiled = self.config.compile is True and hidden.is_cuda and teacher is None
+        chunk = self.config.loss_chunk_tokens or (compiled_chunk(head.weight.shape[0]) if compiled else PLAIN_CHUNK)
         return chunked_loss(hidden if scale == 1.0 else hidden * scale, head.weight, getattr(head, "bias", None),
                             part.targets.flatten(), part.weights.flatten(), chunk=chunk, z_loss=self.config.z_loss, teacher=teacher,
-                            product=self.product, kept=part.labelled, compiled=self.config.compile is True and hidden.is_cuda,
+                            product=self.product, kept=part.labelled, compiled=compiled,
                             into_table=share if self.direct else None)
 
     def _ask_teacher(self, part: Part) -> Teacher | None:

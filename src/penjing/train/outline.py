@@ -7,6 +7,7 @@ files call the weights otherwise than the model does is read whole by every proc
 from __future__ import annotations
 
 import contextlib
+import threading
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,8 @@ import torch
 from torch import Tensor, nn
 
 from penjing.models.checkpoint import Checkpoint, open_checkpoint
+
+_PLAIN = frozenset({"F64", "F32", "BF16", "F16"})
 
 
 class Outline:
@@ -27,9 +30,10 @@ class Outline:
 
     def watch(self, model: nn.Module) -> None:
         """Remember what the parameters are called; again after they were replaced by parts of themselves."""
-        for name, parameter in model.named_parameters():
-            if _is_empty(parameter):
-                self._names.setdefault(id(parameter), (parameter, name))
+        there = set(self._checkpoint.names)
+        for name, parameter in model.named_parameters(remove_duplicate=False):
+            if name in there and _is_empty(parameter):
+                self._names[id(parameter)] = (parameter, name)
 
     def fill(self, root: nn.Module, device: torch.device, *, largest: int | None = None) -> None:
         """Read what the parameters in `root` hold on this process; with `largest`, of those with so many dimensions at most."""
@@ -41,6 +45,10 @@ class Outline:
                 if id(parameter) not in read:
                     read[id(parameter)] = self._read(parameter, self._names[id(parameter)][1], device)
                 module._parameters[key] = read[id(parameter)]
+
+    def close(self) -> None:
+        """Nothing more will be read."""
+        self._checkpoint.close()
 
     def put(self, root: nn.Module, weights: Mapping[str, Tensor]) -> None:
         """Make `weights`, by their names, the contents of parameters of `root`; they are not copied."""
@@ -77,13 +85,12 @@ def outline(path: Path) -> tuple[nn.Module, Outline] | None:
     with _parameters_without_content():
         model = build_model(path)
     checkpoint = open_checkpoint(path)
-    there = set(checkpoint.names)
-    wanted = {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
-    if any(name not in there or checkpoint.shape(name) != shape for name, shape in wanted.items()):
+    if not _fits(model, checkpoint):
         checkpoint.close()
         return None
+    kept = model.state_dict().keys() & set(checkpoint.names)
     for name, buffer in model.named_buffers():
-        if name in there:
+        if name in kept:
             buffer.copy_(checkpoint.read(name))
     found = Outline(checkpoint)
     found.watch(model)
@@ -91,13 +98,26 @@ def outline(path: Path) -> tuple[nn.Module, Outline] | None:
     return model, found
 
 
+def _fits(model: nn.Module, checkpoint: Checkpoint) -> bool:
+    """Whether every weight is in the files as the plain numbers it is, and once."""
+    there, seen = set(checkpoint.names), set()
+    if "quantization_config" in checkpoint.config:
+        return False
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        if name in there:
+            if id(parameter) in seen or checkpoint.dtype(name) not in _PLAIN or checkpoint.shape(name) != tuple(parameter.shape):
+                return False
+            seen.add(id(parameter))
+    return seen == {id(parameter) for parameter in model.parameters()}
+
+
 @contextlib.contextmanager
 def _parameters_without_content() -> Iterator[None]:
-    """Modules made under it have parameters without content, and buffers with theirs."""
-    register = nn.Module.register_parameter
+    """Modules that this thread makes have parameters without content, and buffers with theirs."""
+    register, own = nn.Module.register_parameter, threading.get_ident()
 
     def without(self: nn.Module, name: str, param: Any) -> None:
-        if param is not None and not param.is_meta:
+        if param is not None and not param.is_meta and threading.get_ident() == own:
             param = nn.Parameter(torch.empty_like(param, device="meta"), requires_grad=param.requires_grad)
         register(self, name, param)
 
