@@ -30,6 +30,7 @@ os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
 
 import numpy as np
 import torch
+import torch._inductor.config
 
 SHAPES = {"7b": (4096, 11008, 32), "13b": (5120, 13824, 40), "tiny": (64, 128, 4)}
 SETTINGS = {
@@ -119,7 +120,7 @@ def llama(given: argparse.Namespace, device: torch.device, *, isolated: bool = T
     """Forward, backward, clip and fused AdamW of our own modules. `dense`: causal attention over whole rows that keeps nothing apart."""
     from transformers import LlamaForCausalLM
 
-    from penjing.train import metrics
+    from penjing.train import distributed, metrics
     from penjing.train.config import TrainConfig
     from penjing.train.feed import split
     from penjing.train.model import prepare
@@ -138,8 +139,8 @@ def llama(given: argparse.Namespace, device: torch.device, *, isolated: bool = T
     tokens = sum(part.targets.numel() for part in parts)
     on_device = [part.to(device) for part in parts]
     share = 1.0 / tokens
-    torch.use_deterministic_algorithms(deterministic, warn_only=True)
-    torch.utils.deterministic.fill_uninitialized_memory = False
+    if deterministic:
+        distributed.be_deterministic(compiled=True)
     kernel: Any = contextlib.nullcontext()
     if dense and device.type == "cuda":
         kernel = torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.CUDNN_ATTENTION)
@@ -148,6 +149,7 @@ def llama(given: argparse.Namespace, device: torch.device, *, isolated: bool = T
             seconds = timed(given, device, objective, [lambda part=part: objective(part, share=share).total * share for part in on_device])
     finally:
         torch.use_deterministic_algorithms(False)
+        torch._inductor.config.deterministic = False
     return figures(given, device, seconds, tokens, cost.usual(tokens, given.length), cost.strict(tokens, squares))
 
 
