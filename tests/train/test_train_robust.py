@@ -269,3 +269,11 @@ def test_fp8_is_refused_where_it_cannot_be(tmp_path: Path, tiny_checkpoint: Path
         pytest.skip("this machine multiplies in 8 bits")
     with pytest.raises(ConfigError, match="fp8: this device does not multiply in 8 bits"):
         run(tmp_path, tiny_checkpoint, tiny_tokens, fp8=True, precision="auto")
+
+
+def test_a_worker_started_by_hand_makes_its_folders(tmp_path: Path, tiny_checkpoint: Path, tiny_tokens: Path) -> None:
+    """As torchrun or srun start it, with a path that does not exist yet."""
+    stage.work({"config": {**SETTINGS, **STREAM, "tokens": 800},
+                "inputs": {"checkpoint": str(tiny_checkpoint), "tokens": [str(tiny_tokens)]},
+                "out": str(tmp_path / "new" / "out"), "metrics": str(tmp_path / "logs" / "metrics.jsonl")})
+    assert (tmp_path / "new" / "out" / "train.json").is_file() and (tmp_path / "logs" / "metrics.jsonl").is_file()
