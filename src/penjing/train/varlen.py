@@ -1,8 +1,8 @@
 """Attention over stretches of one line of tokens, on a GPU: one operator over the kernels that torch ships.
 
-16-bit tensors go to flash attention, wider ones to the memory-efficient kernel, which multiplies in fp32. What the kernels cannot
-do at once is done in passes: the queries of a prefix, which see all of it, apart from the others; documents that are read from
-their end to their start turned round. On a processor the operator is the one of attention.py; that is for the tests.
+16-bit tensors go to flash attention, wider ones, and those it cannot take, to the memory-efficient kernel, which multiplies in fp32.
+What the kernels cannot do at once is done in passes: the queries of a prefix, which see all of it, apart from the others; documents
+that are read from their end to their start turned round. On a processor the operator is the one of attention.py; that is for the tests.
 
 Shape suffixes: T queries, S keys, H heads, G key/value heads, D head dimension, N stretches.
 """
@@ -109,7 +109,7 @@ def _varlen(q: Tensor, k: Tensor, v: Tensor, cu_q: Tensor, cu_k: Tensor, max_q: 
         from penjing.train.attention import on_processor
 
         return on_processor(q, k, v, cu_q, cu_k, causal, scale, window)
-    if q.element_size() > 2:
+    if not _flashes(q):
         return _efficient(q, k, v, cu_q, cu_k, max_q, max_k, causal, scale, window)
     dim = q.shape[-1]
     q, k, v = (_padded(x) for x in (q, k, v))
@@ -125,7 +125,7 @@ def _(q: Tensor, k: Tensor, v: Tensor, cu_q: Tensor, cu_k: Tensor, max_q: int, m
     kind = torch.float32
     if not q.is_cuda:
         shape, kind = (q.shape[0], q.shape[1]), torch.float64 if q.dtype == torch.float64 else torch.float32
-    elif q.element_size() > 2:
+    elif not _flashes(q):
         shape = (cu_q.shape[0] - 1, q.shape[1], -(-torch.sym_min(max_q, q.shape[0]) // 32) * 32)
     return v.new_empty(q.shape), q.new_empty(shape, dtype=kind)
 
@@ -137,7 +137,7 @@ def _varlen_backward(grad: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor,
         from penjing.train.attention import on_processor_back
 
         return on_processor_back(grad, q, k, v, out, lse, cu_q, cu_k, causal, scale, window)
-    if q.element_size() > 2:
+    if not _flashes(q):
         return _efficient_back(grad, q, k, v, out, lse, cu_q, cu_k, max_q, max_k, causal, scale, window)
     dim = q.shape[-1]
     grad, q, k, v, out = (_padded(x) for x in (grad, q, k, v, out))
@@ -168,27 +168,34 @@ def _back(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
 torch.library.register_autograd("penjing::varlen", _back, setup_context=_keep)
 
 
+def _flashes(q: Tensor) -> bool:
+    """Whether flash attention can take it: 16 bits, heads of up to 256, on Ampere or later."""
+    return q.element_size() <= 2 and q.shape[-1] <= 256 and torch.cuda.get_device_capability(q.device)[0] >= 8
+
+
 def _efficient(q: Tensor, k: Tensor, v: Tensor, cu_q: Tensor, cu_k: Tensor, max_q: int, max_k: int, causal: bool, scale: float,
                window: int) -> tuple[Tensor, Tensor]:
-    repeats = q.shape[1] // k.shape[1]
+    repeats, kind = q.shape[1] // k.shape[1], v.dtype
     q, k, v = q.float(), k.float().repeat_interleave(repeats, 1), v.float().repeat_interleave(repeats, 1)
     made = torch.ops.aten._efficient_attention_forward(
         q[None], k[None], v[None], None, cu_q, cu_k, min(max_q, q.shape[0]), min(max_k, k.shape[0]), 0.0, 2 if causal else 0, True,
         scale=scale, window_size=window or None)
-    return _where_both(made[0][0], cu_q, cu_k), made[1]
+    return _where_both(made[0][0], cu_q, cu_k).to(kind), made[1]
 
 
 def _efficient_back(grad: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, cu_q: Tensor, cu_k: Tensor, max_q: int,
                     max_k: int, causal: bool, scale: float, window: int) -> tuple[Tensor, Tensor, Tensor]:
-    groups = k.shape[1]
-    wide_k, wide_v = (x.repeat_interleave(q.shape[1] // groups, 1) for x in (k, v))
+    groups, kinds = k.shape[1], (q.dtype, k.dtype, v.dtype)
+    grad, out, q = grad.float(), out.float(), q.float()
+    wide_k, wide_v = (x.float().repeat_interleave(q.shape[1] // groups, 1) for x in (k, v))
     nothing = torch.zeros((), dtype=torch.int64, device=q.device)
     with _strictly_deterministic():
         dq, dk, dv, _ = torch.ops.aten._efficient_attention_backward(
             grad[None], q[None], wide_k[None], wide_v[None], None, out[None], cu_q, cu_k, min(max_q, q.shape[0]), min(max_k, k.shape[0]),
             lse, 0.0, nothing, nothing, 2 if causal else 0, False, scale=scale, window_size=window or None)
     dk, dv = (made[0].unflatten(1, (groups, -1)).sum(2) for made in (dk, dv))
-    return _where_both(dq[0], cu_q, cu_k), _where_both(dk, cu_k, cu_q), _where_both(dv, cu_k, cu_q)
+    made = _where_both(dq[0], cu_q, cu_k), _where_both(dk, cu_k, cu_q), _where_both(dv, cu_k, cu_q)
+    return made[0].to(kinds[0]), made[1].to(kinds[1]), made[2].to(kinds[2])
 
 
 def _where_both(made_THD: Tensor, cu_own: Tensor, cu_other: Tensor) -> Tensor:
