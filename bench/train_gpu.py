@@ -9,7 +9,8 @@ square, no input embedding), peak memory, and the share of a measured matrix pro
 `llama`: isolated documents or one document a row, activation checkpointing, compiled or not, deterministic kernels, fp8 where the GPU
 and torchao can. `peer`: transformers' own forward and loss on the same rows (positions that restart, bf16 autocast, fused AdamW): what
 a Trainer runs, compiled layer by layer, and with Liger's kernels and with FlexAttention where they can be had. `openba`: layers of
-OpenBA-15B on packed pairs of a UL2 shape. `loss`: peak memory of the chunked against the plain loss at a 250k vocabulary.
+OpenBA-15B on packed pairs of a UL2 shape. `loss`: peak memory of the chunked against the plain loss at a 250k vocabulary. `attention`:
+one layer's, ours over stretches, isolated and one document a row, and the latter through cuDNN's dense kernel.
 As many layers as fit are a fair stand-in for the whole model: every layer costs the same. What does not fit is said and passed over.
 """
 
@@ -40,7 +41,7 @@ SETTINGS = {
     "not compiled": {"compile": False}, "not compiled, one document a row": {"compile": False, "isolated": False},
 }
 PEERS = ("sdpa", "sdpa, compiled", "liger", "flex_attention, compiled")
-PARTS = ("llama", "peer", "openba", "loss")
+PARTS = ("llama", "peer", "openba", "loss", "attention")
 
 
 def main() -> None:
@@ -89,6 +90,8 @@ def main() -> None:
                             for recompute in ("none", "selective")}
     if "loss" in parts:
         report["loss_memory"] = attempt("loss", lambda: loss_memory(given, device))
+    if "attention" in parts:
+        report["attention"] = attempt("attention", lambda: attention(given, device))
     print(json.dumps(report, indent=None if given.json else 2))
 
 
@@ -336,6 +339,45 @@ def product_flops(device: torch.device, given: argparse.Namespace) -> float:
             torch.cuda.synchronize()
         best = min(best, time.perf_counter() - started)
     return 2 * size**3 / best
+
+
+def attention(given: argparse.Namespace, device: torch.device) -> dict[str, Any]:
+    """Seconds and TFLOPS (causal halves of squares) of one layer's attention, forward and with its backward pass."""
+    from penjing.train import metrics
+    from penjing.train.attention import attend
+    from penjing.train.feed import split
+
+    hidden, _, heads = SHAPES[given.shape]
+    shape, scale = (given.rows * given.length, heads, hidden // heads), (hidden // heads) ** -0.5
+    inputs = [torch.randn(shape, device=device, dtype=torch.bfloat16, requires_grad=True) for _ in range(3)]
+    found: dict[str, Any] = {}
+
+    def note(name: str, run: Callable[[], Any], squares: float) -> None:
+        pull = torch.randn_like(run())
+        for part, call, products in (("forward", run, 2), ("both", lambda: torch.autograd.grad(run(), inputs, pull), 7)):
+            call()
+            marks = []
+            for _ in range(10):
+                if device.type == "cuda":
+                    torch.cuda.synchronize()
+                started = time.perf_counter()
+                call()
+                if device.type == "cuda":
+                    torch.cuda.synchronize()
+                marks.append(time.perf_counter() - started)
+            seconds = float(np.median(marks))
+            found[f"{name}, {part}"] = {"seconds": seconds, "tflops": products * hidden * squares / seconds / 1e12}
+
+    for name, isolated in (("isolated", True), ("one document a row", False)):
+        part = split(llama_batch(given, 512, isolated=isolated, seed=0), slice(None))
+        layout = part.to(device).isolation
+        note(name, lambda layout=layout: attend(*inputs, layout, scale=scale), metrics.squared_lengths(part))
+    rows = [one.unflatten(0, (given.rows, given.length)).transpose(1, 2) for one in inputs]
+    backend = torch.nn.attention.SDPBackend.CUDNN_ATTENTION if device.type == "cuda" else torch.nn.attention.SDPBackend.MATH
+    with torch.nn.attention.sdpa_kernel(backend):
+        note("one document a row, dense", lambda: torch.nn.functional.scaled_dot_product_attention(*rows, is_causal=True),
+             float(given.rows * given.length**2))
+    return found
 
 
 def loss_memory(given: argparse.Namespace, device: torch.device) -> dict[str, int | None]:

@@ -37,10 +37,11 @@ def main() -> None:
                 line: dict[str, object] = {"processes": count, "layout": layout}
                 for how in ("own", "whole"):
                     made = launch(checkpoint, layout, count, how)
-                    line |= {f"{how}_bytes": max(one["bytes"] for one in made), "share_bytes": max(one["share"] for one in made)}
+                    line |= {f"{how}_bytes": max(one["bytes"] for one in made), "share_bytes": max(one["share"] for one in made),
+                             "parameters": made[0]["parameters"]}
                 found.append(line)
                 print(json.dumps(line), file=sys.stderr, flush=True)
-    print(json.dumps({"benchmark": "train_loading", "parameters": 219702272, "found": found}, indent=None if given.json else 2))
+    print(json.dumps({"benchmark": "train_loading", "found": found}, indent=None if given.json else 2))
 
 
 def make(path: Path) -> Path:
@@ -81,7 +82,7 @@ def work(checkpoint: Path, layout: str, *, whole: bool) -> None:
     made = assemble.assemble(config, world, checkpoint=checkpoint, teacher=None)
     local = [one.to_local() if hasattr(one, "to_local") else one for one in made.parameters.values()]
     share = sum(one.numel() * one.element_size() for one in local)
-    print(json.dumps({"bytes": most_resident() - before, "share": share}), flush=True)
+    print(json.dumps({"bytes": most_resident() - before, "share": share, "parameters": made.total}), flush=True)
     world.barrier()
     world.end()
 

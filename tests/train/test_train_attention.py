@@ -48,6 +48,16 @@ def reference(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, seen: torch.Ten
     return torch.einsum("hts,shd->thd", shares, v)
 
 
+def beginnings(part: np.ndarray) -> np.ndarray:
+    """The first third of every third document, all of another third's, nothing of the rest."""
+    made = np.zeros(part.shape, bool)
+    for row, line in zip(made, part, strict=True):
+        for number in range(1, line.max() + 1):
+            place = np.flatnonzero(line == number)
+            row[place[: (0, place.size // 3, place.size)[number % 3]]] = True
+    return made
+
+
 def leaves(lengths: tuple[int, int], heads: tuple[int, int]) -> list[torch.Tensor]:
     torch.manual_seed(0)
     shapes = [(lengths[0], heads[0], 8), (lengths[1], heads[1], 8), (lengths[1], heads[1], 8)]
@@ -211,13 +221,7 @@ def test_compiles_to_one_graph_for_any_layout() -> None:
 def test_passes_of_a_gpu_give_what_a_processor_gives(heads: tuple[int, int], variant: str) -> None:
     """The same layouts through the operator that a GPU is given, here computed by its processor's kernel."""
     part = segments(3, 64, 15, seed=1)
-    prefix = None
-    if variant == "prefix":  # the first third of every document, of some everything and of some nothing
-        prefix = np.zeros(part.shape, bool)
-        for row, line in zip(prefix, part, strict=True):
-            for number in range(1, line.max() + 1):
-                place = np.flatnonzero(line == number)
-                row[place[: (0, place.size // 3, place.size)[number % 3]]] = True
+    prefix = beginnings(part) if variant == "prefix" else None
     backwards = np.array([True, False, True]) if variant == "reversed" else None
     layout = self_isolation(part, causal=variant != "both ways", prefix_BS=prefix, reversed_B=backwards)
     tensors = leaves((part.size, part.size), heads)

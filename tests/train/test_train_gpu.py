@@ -20,7 +20,7 @@ from penjing.train.held_out import open_held_out
 from penjing.train.loop import train
 from penjing.train.loss import chunked_loss
 from tests.train.conftest import make_checkpoint, make_tokens
-from tests.train.test_train_attention import reference, segments
+from tests.train.test_train_attention import beginnings, reference, segments
 from tests.train.test_train_seq2seq import SPECIAL, stream_config
 from tests.train.test_train_seq2seq import make as make_pairs_model
 from tests.train.test_train_seq2seq import make_tokens as make_pairs
@@ -58,13 +58,7 @@ def seen_by(layout: Any, part: np.ndarray, window: int | None) -> torch.Tensor:
 @pytest.mark.parametrize("heads", [(4, 4, 64), (4, 2, 128), (4, 2, 12)])
 def test_attention_equals_its_definition(variant: str, kind: torch.dtype, heads: tuple[int, int, int]) -> None:
     part = segments(3, 700, 150, seed=1)
-    prefix = None
-    if variant == "prefix":
-        prefix = np.zeros(part.shape, bool)
-        for row, line in zip(prefix, part, strict=True):
-            for number in range(1, line.max() + 1):
-                place = np.flatnonzero(line == number)
-                row[place[: (0, place.size // 3, place.size)[number % 3]]] = True
+    prefix = beginnings(part) if variant == "prefix" else None
     backwards = np.array([True, False, True]) if variant == "reversed" else None
     window = 50 if variant == "window" else None
     layout = self_isolation(part, causal=variant != "both ways", prefix_BS=prefix, reversed_B=backwards)

@@ -12,6 +12,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from penjing.train import loss
 from penjing.train.loss import Teacher, chunked_loss
 
 
@@ -72,6 +73,24 @@ def test_loss_is_fp32_when_products_are_bf16() -> None:
     rough = chunked_loss(hidden, table, None, targets, weights, chunk=8, product=torch.bfloat16)
     assert rough.total.dtype == torch.float32
     assert abs(float((rough.total / exact.total).detach()) - 1) < 5e-3
+
+
+@pytest.mark.parametrize("z_loss", [0.0, 1e-2])
+@pytest.mark.parametrize("vocab", [None, 29])
+def test_what_a_gpu_compiles_equals_the_plain_way(vocab: int | None, z_loss: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The kernel that leaves the gradient in the logits' place, uncompiled, and gradients that go straight into the table's and bias's."""
+    monkeypatch.setattr(loss, "_compiled_pull", lambda: loss._pull_in_place)
+    found = []
+    for compiled in (False, True):
+        hidden, table, bias, targets, weights = (x.detach().float() if x.is_floating_point() else x.clamp(max=28) for x in case())
+        targets[::5] = -100
+        leaves = [torch.nn.Parameter(x) for x in (hidden, table, bias)]
+        losses = chunked_loss(*leaves, targets, weights, chunk=7, z_loss=z_loss, vocab=vocab, compiled=compiled,
+                              into_table=3.0 if compiled else None)
+        (losses.total * 3.0).backward()
+        found.append([losses.total.detach(), losses.nll_T, *(leaf.grad for leaf in leaves)])
+    for ours, theirs in zip(found[1], found[0], strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5)
 
 
 class Live(TorchDispatchMode):

@@ -12,7 +12,7 @@ from penjing.contract import CHECKPOINT, TOKENS, Estimate, Inputs, Job
 from penjing.errors import ConfigError, InputError, fault
 from penjing.files import hash_tree, read_json
 from penjing.objectives.stream import StreamConfig
-from penjing.train.config import TrainConfig
+from penjing.train.config import PLAIN_CHUNK, TrainConfig
 from penjing.train.layout import check as check_layout
 
 VERSION = 1
@@ -125,7 +125,7 @@ def price(config: Config, inputs: Inputs) -> Estimate:
     tokens = min(rows, config.batch_rows) * config.sequence_length
     memory = training_memory_bytes(model, tokens_per_step=tokens, sequence_length=config.sequence_length,
                                    recompute=config.recompute != "none")
-    memory -= 8.0 * model.get("vocab_size", 0) * max(0, tokens - (config.loss_chunk_tokens or 2048))  # logits are made in chunks
+    memory -= 8.0 * model.get("vocab_size", 0) * max(0, tokens - (config.loss_chunk_tokens or PLAIN_CHUNK))  # logits are made in chunks
     held = 16.0 * parameters  # weights, gradients and two moments in 32 bits
     memory = held / (ways.world / ways.replicate) + (memory - held) / (ways.context * ways.tensor)
     memory = max(memory, 4.0 * parameters)  # the main process holds the whole when it exports

@@ -11,6 +11,9 @@ from pydantic import Field, model_validator
 
 from penjing.config import Config
 
+PLAIN_CHUNK = 2048
+"""Positions whose logits exist at one time where the settings do not say and no compiled kernel makes more cheap."""
+
 
 class DistilConfig(Config):
     """Learning from a teacher's distribution beside (or instead of) the labels."""

@@ -55,12 +55,8 @@ def labelled(targets_T: Tensor, weights_T: Tensor) -> Tensor:
     return torch.nonzero((targets_T != IGNORED) & (weights_T != 0)).squeeze(1)
 
 
-PLAIN_CHUNK = 2048
-"""Positions whose logits exist at one time where the settings do not say."""
-
-
 def compiled_chunk(vocab: int) -> int:
-    """The same where the compiled kernel is used, which holds them once and in 16 bits: as many as take about 1 GiB."""
+    """Positions whose logits take about 1 GiB where the compiled kernel is used, which holds them once and in 16 bits."""
     return int(max(512, 1 << (2**29 // vocab).bit_length() - 1))
 
 
@@ -105,6 +101,7 @@ class _Chunked(torch.autograd.Function):
         distil = torch.zeros_like(total)
         nll = torch.zeros(hidden.shape[0], dtype=kind, device=hidden.device)
         label_share = 1.0 if teacher is None else 1.0 - teacher.weight
+        multiple = 1.0 if into_table is None else into_table
         in_place = _compiled_pull() if compiled and teacher is None and kind == torch.float32 else None
         for start in range(0, hidden.shape[0], chunk):
             part = slice(start, start + chunk)
@@ -130,13 +127,13 @@ class _Chunked(torch.autograd.Function):
                 distil += divergence
                 total += teacher.weight * divergence
             if grad_bias is not None:
-                grad_bias.add_(grad_CV.sum(0, dtype=kind), alpha=into_table or 1.0)
+                grad_bias.add_(grad_CV.sum(0, dtype=kind), alpha=multiple)
             if grad_hidden is not None or grad_table is not None:
                 grad_CV = grad_CV.to(factor)
             if grad_hidden is not None:
                 grad_hidden[part] = grad_CV @ matrix
             if grad_table is not None:
-                add_product(grad_table, grad_CV.T, hidden_CH, into_table or 1.0)
+                add_product(grad_table, grad_CV.T, hidden_CH, multiple)
             del logits_CV, grad_CV  # before the next chunk's are made
         ctx.grads = (grad_hidden, grad_table, grad_bias) if into_table is None else (grad_hidden, None, None)
         ctx.types = (hidden.dtype, table.dtype, None if bias is None else bias.dtype)

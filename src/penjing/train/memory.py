@@ -13,9 +13,8 @@ from contextlib import contextmanager
 import torch
 
 from penjing.errors import ConfigError, fault
-from penjing.train.config import TrainConfig
+from penjing.train.config import PLAIN_CHUNK, TrainConfig
 from penjing.train.feed import Step
-from penjing.train.loss import PLAIN_CHUNK
 
 _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3
 

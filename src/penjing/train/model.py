@@ -17,9 +17,9 @@ from torch import Tensor, nn
 
 from penjing.errors import ConfigError, InputError, fault
 from penjing.train import attention, seq2seq
-from penjing.train.config import DistilConfig, TrainConfig
+from penjing.train.config import PLAIN_CHUNK, DistilConfig, TrainConfig
 from penjing.train.feed import Part
-from penjing.train.loss import PLAIN_CHUNK, Losses, Teacher, chunked_loss, compiled_chunk
+from penjing.train.loss import Losses, Teacher, chunked_loss, compiled_chunk
 from penjing.train.matrices import Copies
 from penjing.train.outline import Outline, outline
 
